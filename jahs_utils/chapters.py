@@ -1,0 +1,145 @@
+"""Chapters as importable code: the cells tagged `export`, and nothing else, make a module.
+
+`load_chapter("00_training")` returns the module `jahs_utils.chapters.00_training`. It is a real
+module: other processes can unpickle its functions, tracebacks show its lines, and
+`inspect.getsource` works.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import nbformat
+
+from jahs_utils.checks import one_of
+
+# A module with a path is a package to Python: chapters are its submodules, found by _Finder.
+__path__: list[str] = []
+
+ALLOWED = (
+    ast.Import,
+    ast.ImportFrom,
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Assign,
+    ast.AnnAssign,
+)
+
+
+def book_root() -> Path:
+    """The folder that holds `chapters/`: `$JAHS_BOOK`, the working folder, or the checkout."""
+    named = os.environ.get("JAHS_BOOK")
+    places = [Path(named)] if named else [Path.cwd(), Path.cwd().parent, Path(__file__).parents[1]]
+    for place in places:
+        if (place / "chapters").is_dir():
+            return place.resolve()
+    raise ValueError(
+        f"no folder chapters/ in {', '.join(map(str, places))}: "
+        "run in the book's checkout or name it in JAHS_BOOK"
+    )
+
+
+def chapter_names() -> list[str]:
+    """Names of all chapters, in order: `00_training`, ..."""
+    return sorted(path.stem for path in (book_root() / "chapters").glob("[0-9]*_*.ipynb"))
+
+
+def chapter_path(name: str) -> Path:
+    """The notebook of a chapter; ValueError with the choices for an unknown name."""
+    return book_root() / "chapters" / f"{one_of(name, chapter_names(), 'chapter')}.ipynb"
+
+
+def exported_source(path: Path) -> str:
+    """The source of a notebook's cells tagged `export`, each under a line that names its cell.
+
+    Raises ValueError when such a cell holds more than imports, constants, functions and classes.
+    """
+    parts = []
+    for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
+        if cell.cell_type != "code" or "export" not in cell.metadata.get("tags", []):
+            continue
+        for node in ast.parse(cell.source).body:
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if not isinstance(node, ALLOWED) and not docstring:
+                raise ValueError(
+                    f"{path.name}, cell {number}, line {node.lineno}: an export cell holds only "
+                    "imports, constants, functions and classes"
+                )
+        parts.append(f"# %% {path.name}, cell {number}\n{cell.source}\n")
+    return "\n".join(parts)
+
+
+def code_version(function: Callable[..., object]) -> str:
+    """Twelve hex digits that change with the source of `function` or of what it uses.
+
+    What it uses: functions, classes and constants of the same module, followed to the end.
+    """
+    module = inspect.getmodule(function)
+    parts, waiting, seen = [], [function.__name__], set()
+    while waiting:
+        name = waiting.pop()
+        value = getattr(module, name, None)
+        if name in seen or value is None:
+            continue
+        seen.add(name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            if value.__module__ == module.__name__:
+                source = inspect.getsource(value)
+                parts.append(source)
+                names = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name))
+                waiting += sorted({node.id for node in names})
+        elif not inspect.ismodule(value):
+            parts.append(f"{name} = {value!r}")
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
+
+
+def load_chapter(name: str) -> ModuleType:
+    """The module made of a chapter's exported cells; the same module in every call.
+
+    Raises ValueError for an unknown chapter or an export cell with other statements.
+    """
+    chapter_path(name)
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+class _Loader(importlib.abc.InspectLoader):
+    def __init__(self, name: str) -> None:
+        self.path = chapter_path(name)
+
+    def get_source(self, fullname: str) -> str:
+        return exported_source(self.path)
+
+    def get_filename(self, fullname: str) -> str:
+        # No such file exists, so Python asks this loader for the lines of a traceback.
+        return f"{self.path}[export]"
+
+    def get_code(self, fullname: str) -> object:
+        return compile(self.get_source(fullname), self.get_filename(fullname), "exec")
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        if package != __name__ or name not in chapter_names():
+            return None
+        loader = _Loader(name)
+        spec = importlib.util.spec_from_loader(fullname, loader)
+        spec.origin, spec.has_location = loader.get_filename(fullname), True
+        return spec
+
+
+sys.meta_path.append(_Finder())

@@ -1,0 +1,167 @@
+"""The machine: which device to use, what it is, and which number format is fast on it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import platformdirs
+import torch
+from torch import nn
+
+from jahs_utils.checks import one_of
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+class NumberFormat(NamedTuple):
+    """How a network computes: `precision` is "float32" or "bfloat16" (autocast)."""
+
+    precision: str
+    channels_last: bool
+
+
+def keep_allocator_pages() -> None:
+    """Tell glibc to keep freed pages; does nothing on other C libraries.
+
+    By default every activation above 32 MB is mapped anew and returned to the kernel, step after
+    step, and the page faults cost up to a quarter of a training step on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def cache_folder() -> Path:
+    """The folder for data and measurements: `$JAHS_CACHE`, else the user's cache folder."""
+    named = os.environ.get("JAHS_CACHE")
+    return Path(named) if named else Path(platformdirs.user_cache_dir("jahs"))
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device that this machine has.
+
+    Raises ValueError when the device is unknown or missing.
+    """
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available += ["cuda"] + [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if str(name) == "auto":
+        return torch.device("cuda" if "cuda" in available else "cpu")
+    return torch.device(one_of(str(name), ["auto", *available], "device"))
+
+
+def describe_device(device: torch.device) -> str:
+    """A short name of the hardware, for provenance: the GPU's, or the CPU and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+@functools.cache
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def seconds_per_call(call: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+    """Median wall time of `call` in seconds after two warm-up calls; waits for a GPU to finish."""
+    times = []
+    for k in range(repeats + 2):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if k >= 2:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure_formats(device: torch.device) -> dict[NumberFormat, float]:
+    """Seconds per training step of a small reference ConvNet in each number format."""
+
+    def step_seconds(form: NumberFormat) -> float:
+        layout = torch.channels_last if form.channels_last else torch.contiguous_format
+        net = nn.Sequential(
+            *(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.MaxPool2d(2), nn.ReLU()),
+            *(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.MaxPool2d(2), nn.ReLU()),
+        ).to(device, memory_format=layout)
+        images = torch.rand(128, 16, 28, 28, device=device).to(memory_format=layout)
+        use_bfloat16 = form.precision == "bfloat16"
+
+        def step() -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+                loss = net(images).float().square().mean()
+            loss.backward()
+
+        return seconds_per_call(step, device)
+
+    forms = [NumberFormat(p, c) for p in ("float32", "bfloat16") for c in (False, True)]
+    with torch.random.fork_rng():  # the measurement must not shift a seeded run
+        return {form: step_seconds(form) for form in forms}
+
+
+def fastest_format(device: torch.device, measure: bool = False) -> NumberFormat:
+    """The number format that trains fastest on this machine, measured once and remembered.
+
+    The choice is kept in the cache folder, so that later runs on this machine use the same
+    arithmetic and repeat bit for bit. bfloat16 must win by 15 % to be chosen: it is less exact.
+    `measure=True` measures again.
+    """
+    name = f"{describe_device(device)} torch {torch.__version__}"
+    path = cache_folder() / "number_format" / (_file_name(name) + ".json")
+    if not measure and (known := _read_format(path)) is not None:
+        return known
+    return _measure_and_keep(device, path, fresh=time.time() if measure else 0.0)
+
+
+@functools.lru_cache(maxsize=16)
+def _measure_and_keep(device: torch.device, path: Path, fresh: float) -> NumberFormat:
+    seconds = measure_formats(device)
+    handicap = {"float32": 1.0, "bfloat16": 1.15}
+    best = min(seconds, key=lambda form: seconds[form] * handicap[form.precision])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(best._asdict(), file)
+        if fresh:
+            os.replace(draft, path)
+        else:
+            try:
+                os.link(draft, path)  # the first of several processes decides for all
+            except FileExistsError:
+                pass
+            os.unlink(draft)
+    except OSError:
+        return best  # no cache to write to: the choice holds for this process
+    return _read_format(path) or best
+
+
+def _read_format(path: Path) -> NumberFormat | None:
+    try:
+        entry = json.loads(path.read_text())
+        precision = one_of(entry["precision"], ["float32", "bfloat16"], "precision")
+        return NumberFormat(precision, bool(entry["channels_last"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text)

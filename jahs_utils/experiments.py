@@ -1,0 +1,399 @@
+"""Recorded experiments: a grid of keys, one function per row, rows that survive anything.
+
+A row is one JSON line in `results/CHAPTER/NAME-PROFILE.jsonl`, written whole or not at all. A run
+computes only the keys that have no row yet, so it can be killed and started again at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import pandas as pd
+import pydantic
+import torch
+
+from jahs_utils.chapters import book_root, code_version, load_chapter
+from jahs_utils.checks import PROFILES, one_of
+from jahs_utils.data import load
+from jahs_utils.device import cache_folder, describe_device, fastest_format, pick_device
+
+Key = dict[str, Any]
+LIBRARIES = ("torch", "numpy", "smac", "ConfigSpace", "jahs-utils")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A grid of keys per profile and the function that computes one row.
+
+    unit: called as `unit(**key)`; returns the metrics as a flat dict of numbers, strings and
+    lists. A key named `data` names a data set, a key named `seed` the seed: both go into the
+    row's provenance. grids: profile name -> list of keys (see `grid`).
+    """
+
+    unit: Callable[..., dict[str, Any]]
+    grids: dict[str, list[Key]]
+
+    def keys(self, profile: str) -> list[Key]:
+        """The keys of a profile; ValueError when the experiment has no such profile."""
+        return self.grids[one_of(profile, self.grids, "profile of this experiment")]
+
+
+def grid(**values: Any) -> list[Key]:
+    """All combinations of the values; a list, tuple or range varies, anything else is fixed.
+
+    `grid(lr=[0.1, 1.0], seed=range(2), data="digits")` makes four keys. To pass a sequence as one
+    value, put it in a list: `channels=[(8, 8)]`.
+    """
+    axes = [v if isinstance(v, (list, tuple, range)) else [v] for v in values.values()]
+    keys = [dict(zip(values, combination)) for combination in itertools.product(*axes)]
+    return [json.loads(json.dumps(key)) for key in keys]  # tuples become lists, as in the rows
+
+
+class DataSource(pydantic.BaseModel, extra="forbid"):
+    """Which copy of a data set a row was computed from."""
+
+    name: str
+    checksum: str
+    source: str
+
+
+class Row(pydantic.BaseModel, extra="forbid"):
+    """One line of a results file: the key, what was measured, and how it came about."""
+
+    key: dict[str, Any]
+    status: Literal["ok", "failed"]
+    metrics: dict[str, Any]
+    error: str | None
+    seed: int | None
+    data: DataSource | None
+    code: str
+    versions: dict[str, str]
+    device: str
+    number_format: str
+    wall_seconds: float
+    finished: datetime.datetime
+
+
+class Results:
+    """The rows of one experiment and profile in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self) -> list[Row]:
+        """All complete rows, oldest first; a retried key counts with its last row.
+
+        Raises ValueError with the line number for a line that is not a row. An unfinished last
+        line (a run was killed in the middle of writing) is not a row yet and is passed over.
+        """
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        rows: dict[str, Row] = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = Row.model_validate_json(line)
+            except pydantic.ValidationError as error:
+                problem = error.errors()[0]
+                where = ".".join(map(str, problem["loc"])) or "line"
+                raise ValueError(f"{self.path}, line {number}: {where}: {problem['msg']}") from None
+            known = rows.get(key_id(row.key))
+            if known is not None and known.status == "ok":
+                raise ValueError(f"{self.path}, line {number}: a second row for {row.key}")
+            rows[key_id(row.key)] = row
+        return list(rows.values())
+
+    def append(self, row: Row) -> bool:
+        """Write a row unless its key has a good one already; True when it was written."""
+        line = row.model_dump_json().encode() + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock("file"):
+            if any(r.status == "ok" and r.key == row.key for r in self.rows()):
+                return False
+            with open(self.path, "ab+") as file:
+                self._cut_torn_line(file)
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        return True
+
+    @contextlib.contextmanager
+    def claim(self, key: Key) -> Iterator[bool]:
+        """Yield True if no other process works on `key`; the claim ends with the process."""
+        lock = self._lock(key_id(key))
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _lock(self, name: str) -> filelock.BaseFileLock:
+        place = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        folder = cache_folder() / "locks" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(folder / name)
+
+    @staticmethod
+    def _cut_torn_line(file: Any) -> None:
+        file.seek(0)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+        file.seek(0, os.SEEK_END)
+
+
+def key_id(key: Key) -> str:
+    """A short name of a key that does not depend on the order of its entries."""
+    text = json.dumps(key, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def results_path(chapter: str, name: str, profile: str) -> Path:
+    """Where the rows of an experiment are: `results/CHAPTER/NAME-PROFILE.jsonl`."""
+    return (
+        book_root() / "results" / chapter / f"{name}-{one_of(profile, PROFILES, 'profile')}.jsonl"
+    )
+
+
+def read_results(chapter: str, name: str, profile: str) -> pd.DataFrame:
+    """The good rows of an experiment as a frame: keys, metrics, `wall_seconds` and `device`.
+
+    Raises ValueError when there are no rows, and when a row is malformed.
+    """
+    path = results_path(chapter, name, profile)
+    rows = [row for row in Results(path).rows() if row.status == "ok"]
+    if not rows:
+        raise ValueError(
+            f"no recorded rows of {chapter}/{name} at profile {profile!r}: "
+            f"jahs experiment run {chapter}/{name} --profile {profile}"
+        )
+    extra = ({"wall_seconds": r.wall_seconds, "device": r.device} for r in rows)
+    frame = pd.DataFrame([r.key | r.metrics | e for r, e in zip(rows, extra)])
+    key_names = list(rows[0].key)
+    order = [c for c in key_names if frame[c].map(type).ne(list).all()]
+    return frame.sort_values(order, kind="stable", ignore_index=True)
+
+
+def find_experiment(address: str) -> tuple[str, str, Experiment]:
+    """Turn "CHAPTER/NAME" into the chapter, the name and the experiment it declares."""
+    chapter, _, name = address.partition("/")
+    module = load_chapter(chapter)
+    declared = getattr(module, "EXPERIMENTS", {})
+    return chapter, name, declared[one_of(name, declared, f"experiment of {chapter}")]
+
+
+# --- computing rows -------------------------------------------------------------------------------
+
+
+def compute_row(address: str, key: Key) -> Row:
+    """Run one unit and describe how it came about; an exception becomes a failed row."""
+    _, _, experiment = find_experiment(address)
+    device = pick_device()
+    form = fastest_format(device)
+    start = time.perf_counter()
+    metrics, error = {}, None
+    try:
+        metrics = _plain(experiment.unit(**key))
+    except Exception as problem:
+        error = f"{type(problem).__name__}: {problem}"
+    seconds = time.perf_counter() - start
+    data = None
+    if "data" in key and error is None:
+        loaded = load(key["data"])
+        data = DataSource(name=loaded.name, checksum=loaded.checksum, source=loaded.source)
+    return Row(
+        key=key,
+        status="ok" if error is None else "failed",
+        metrics=metrics,
+        error=error,
+        seed=key.get("seed"),
+        data=data,
+        code=code_version(experiment.unit),
+        versions={"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        device=describe_device(device),
+        number_format=f"{form.precision}{' channels-last' if form.channels_last else ''}",
+        wall_seconds=round(seconds, 4),
+        finished=datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run did: rows written (`ok`, `failed`), keys still without a row, and why."""
+
+    ok: int
+    failed: int
+    left: int
+    reason: str
+
+
+def run_experiment(
+    address: str,
+    profile: str,
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    limit_seconds: float | None = None,
+    retry_failed: bool = False,
+    report: Callable[[str], object] = lambda line: None,
+) -> Summary:
+    """Compute and record the rows of "CHAPTER/NAME" that are missing at `profile`.
+
+    workers: local processes (1: this process), each with its share of the cores, or with a GPU of
+    its own. scheduler: address of a Dask cluster to use instead. limit_seconds: start nothing
+    that the slowest row so far would not finish in time. retry_failed: compute failed rows again.
+    """
+    chapter, name, experiment = find_experiment(address)
+    results = Results(results_path(chapter, name, profile))
+    deadline = math.inf if limit_seconds is None else time.monotonic() + limit_seconds
+    done = {key_id(r.key) for r in results.rows() if r.status == "ok" or not retry_failed}
+    missing = [key for key in experiment.keys(profile) if key_id(key) not in done]
+    report(f"{address} {profile}: {len(missing)} rows to compute, {len(done)} recorded")
+    if scheduler is None and workers <= 1:
+        stream = _in_this_process(address, missing, results, deadline)
+    else:
+        stream = _on_dask(address, missing, workers, scheduler, deadline)
+    ok = failed = 0
+    for row in stream:
+        if results.append(row):
+            ok, failed = ok + (row.status == "ok"), failed + (row.status == "failed")
+            outcome = row.error or ", ".join(f"{k}={_short(v)}" for k, v in row.metrics.items())
+            key = ", ".join(f"{k}={_short(v)}" for k, v in row.key.items())
+            count = f"{ok + failed}/{len(missing)}"
+            report(f"  {count}  {row.wall_seconds:.1f} s  {key}: {outcome[:90]}")
+    recorded = {key_id(r.key) for r in results.rows() if r.status == "ok" or not retry_failed}
+    left = sum(key_id(key) not in recorded for key in experiment.keys(profile))
+    late = left and time.monotonic() + 1 >= deadline - _slowest(results)
+    reason = "complete" if not left else ("time limit" if late else "other processes at work")
+    return Summary(ok, failed, left, reason)
+
+
+def _in_this_process(
+    address: str, missing: Sequence[Key], results: Results, deadline: float
+) -> Iterator[Row]:
+    slowest = 0.0
+    for key in missing:
+        if time.monotonic() + slowest > deadline:
+            return
+        with results.claim(key) as mine:
+            if not mine or any(r.key == key and r.status == "ok" for r in results.rows()):
+                continue
+            row = compute_row(address, key)
+            slowest = max(slowest, row.wall_seconds)
+            yield row  # written by the caller while the claim is held
+
+
+def _on_dask(
+    address: str, missing: Sequence[Key], workers: int, scheduler: str | None, deadline: float
+) -> Iterator[Row]:
+    from distributed import Client, as_completed
+    from distributed.scheduler import KilledWorker
+
+    with contextlib.ExitStack() as stack:
+        cluster = scheduler or stack.enter_context(_local_cluster(workers))
+        client = stack.enter_context(Client(cluster))
+        waiting, slowest = list(missing), 0.0
+        keys: dict[str, Key] = {}
+
+        def submit() -> Any:
+            key = waiting.pop(0)
+            future = client.submit(compute_row, address, key, pure=False, retries=0)
+            keys[future.key] = key
+            return future
+
+        lanes = max(1, len(client.scheduler_info()["workers"]))
+        running = as_completed([submit() for _ in range(min(lanes, len(waiting)))])
+        for future in running:
+            try:
+                row = future.result()
+            except KilledWorker as error:
+                row = _killed_row(address, keys[future.key], str(error))
+            slowest = max(slowest, row.wall_seconds)
+            yield row
+            if waiting and time.monotonic() + slowest <= deadline:
+                running.add(submit())
+
+
+@contextlib.contextmanager
+def _local_cluster(workers: int) -> Iterator[Any]:
+    """Worker processes that share the cores, or one per GPU where there are GPUs."""
+    import dask
+    from distributed import Nanny, SpecCluster
+    from distributed.scheduler import Scheduler
+
+    gpus = torch.cuda.device_count()
+    workers = min(workers, gpus) if gpus else workers
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    shared = {"JAHS_PROGRESS": "0", "OMP_NUM_THREADS": str(threads)}
+    specs = {}
+    for k in range(workers):
+        environment = shared | ({"CUDA_VISIBLE_DEVICES": str(k)} if gpus else {})
+        options = {"nthreads": 1, "env": environment, "memory_limit": 0}
+        specs[k] = {"cls": Nanny, "options": options}
+    # A unit that kills its worker is tried on one other and then recorded as failed.
+    settings = {"distributed.scheduler.allowed-failures": 1}
+    server = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1"}}
+    with dask.config.set(settings), SpecCluster(specs, scheduler=server) as cluster:
+        yield cluster
+
+
+def _killed_row(address: str, key: Key, reason: str) -> Row:
+    return Row(
+        key=key,
+        status="failed",
+        metrics={},
+        error=f"KilledWorker: {reason[:200]}",
+        seed=key.get("seed"),
+        data=None,
+        code=code_version(find_experiment(address)[2].unit),
+        versions={"python": platform.python_version()},
+        device="unknown",
+        number_format="unknown",
+        wall_seconds=0.0,
+        finished=datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0),
+    )
+
+
+def _slowest(results: Results) -> float:
+    return max((row.wall_seconds for row in results.rows()), default=0.0)
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as JSON: NumPy numbers and tensors become Python's, what is not finite becomes null."""
+
+    def convert(value: Any) -> Any:
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, dict):
+            return {str(k): convert(v) for k, v in value.items()}
+        if isinstance(value, Iterable) and not isinstance(value, str):
+            return [convert(v) for v in value]
+        return value
+
+    return {name: convert(value) for name, value in metrics.items()}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,175 @@
+"""Networks that several chapters share, and what they cost: parameters, FLOPs, memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class ConvLayer(nn.Module):
+    """3x3 convolution, BatchNorm, ReLU and 2x2 max-pooling."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # ReLU is monotone, so it commutes with the maximum: pooling first gives the same bits
+        # and leaves ReLU a quarter of the work.
+        return F.relu(F.max_pool2d(self.norm(self.conv(x)), 2))
+
+
+class ConvNet(nn.Module):
+    """Berg's ConvNet: convolutional layers, optional fully-connected layers, a linear classifier.
+
+    channels: output channels per `ConvLayer`; each halves the image. neurons: sizes of the
+    fully-connected ReLU layers. Maps images (n, in_channels, image_size, image_size) to logits
+    (n, classes). Raises ValueError for empty or non-positive sizes, and for more layers than the
+    image can be halved.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (16, 32, 64),
+        neurons: Sequence[int] = (),
+        in_channels: int = 1,
+        classes: int = 10,
+        image_size: int = 28,
+    ) -> None:
+        super().__init__()
+        if not channels or min([*channels, *neurons, in_channels, classes]) < 1:
+            raise ValueError(
+                f"layer sizes must be positive, with at least one convolutional layer: "
+                f"channels={tuple(channels)}, neurons={tuple(neurons)}"
+            )
+        side = image_size // 2 ** len(channels)
+        if side < 1:
+            raise ValueError(
+                f"{len(channels)} pooling layers shrink {image_size} pixels to none: use at most "
+                f"{image_size.bit_length() - 1} convolutional layers"
+            )
+        widths = [in_channels, *channels]
+        self.layers = nn.ModuleList(ConvLayer(i, o) for i, o in zip(widths, widths[1:]))
+        sizes = [channels[-1] * side**2, *neurons]
+        self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:]))
+        self.classifier = nn.Linear(sizes[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        x = x.flatten(1)
+        for layer in self.hidden:
+            x = F.relu(layer(x))
+        return self.classifier(x)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block: BatchNorm, ReLU, convolution for each kernel size.
+
+    kernels: e.g. (3, 3) for the basic block B(3,3) of Zagoruyko and Komodakis (2016).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, kernels: Sequence[int]
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * len(kernels)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(i) for i in widths[:-1])
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, out_channels, k, stride if n == 0 else 1, k // 2, bias=False)
+            for n, (i, k) in enumerate(zip(widths, kernels))
+        )
+        same = in_channels == out_channels and stride == 1
+        self.shortcut = (
+            None if same else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.norms[0](x))
+        residual = self.convs[0](activated)
+        for norm, conv in zip(self.norms[1:], self.convs[1:]):
+            residual = conv(F.relu(norm(residual)))
+        return residual + (x if self.shortcut is None else self.shortcut(activated))
+
+
+class WideResNet(nn.Module):
+    """Wide residual network (Zagoruyko and Komodakis 2016).
+
+    depth: 6 N + 4, with N = (depth - 4) / 6 blocks in each of three groups. width: the factor k
+    of the groups' 16, 32 and 64 channels. kernels: the block's convolutions, (3, 3) for B(3,3).
+    Raises ValueError for a depth that is not 6 N + 4.
+    """
+
+    def __init__(
+        self,
+        depth: int = 16,
+        width: int = 2,
+        kernels: Sequence[int] = (3, 3),
+        in_channels: int = 3,
+        classes: int = 10,
+    ) -> None:
+        super().__init__()
+        if depth < 10 or depth % 6 != 4:
+            raise ValueError(f"depth must be 6 N + 4 (10, 16, 22, 28, 40, ...), got {depth}")
+        if width < 1 or not kernels:
+            raise ValueError(f"width and kernels must be positive, got {width} and {kernels}")
+        blocks, channels = [], 16
+        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        for group in range(3):
+            for block in range((depth - 4) // 6):
+                out = 16 * 2**group * width
+                stride = 2 if group > 0 and block == 0 else 1
+                blocks.append(ResidualBlock(channels, out, stride, kernels))
+                channels = out
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.BatchNorm2d(channels)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.blocks(self.stem(x))))
+        return self.classifier(x.mean((2, 3)))
+
+
+class Cost(NamedTuple):
+    """What a network costs; `flops` are per image and forward pass, an addition counting as one.
+
+    activation_bytes: what one training step keeps for the backward pass, for the batch given.
+    """
+
+    parameters: int
+    flops: int
+    activation_bytes: int
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def network_cost(
+    model: nn.Module, image_shape: tuple[int, int, int], batch_size: int = 128
+) -> Cost:
+    """Count a network without running it (on torch's meta device); the model is not changed."""
+    shadow = copy.deepcopy(model).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shadow.eval()(torch.empty(1, *image_shape, device="meta"))
+    own = {p.untyped_storage()._cdata for p in shadow.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # holding it keeps its address unique
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        shadow.train()(torch.empty(batch_size, *image_shape, device="meta"))
+    activations = sum(storage.nbytes() for storage in kept.values())
+    return Cost(count_parameters(model), counter.get_total_flops(), activations)
