@@ -15,6 +15,8 @@ import importlib.machinery
 import importlib.util
 import inspect
 import os
+import pprint
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +72,14 @@ def exported_source(path: Path) -> str:
     for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
         if cell.cell_type != "code" or "export" not in cell.metadata.get("tags", []):
             continue
-        for node in ast.parse(cell.source).body:
+        try:
+            statements = ast.parse(cell.source).body
+        except SyntaxError as error:
+            raise ValueError(
+                f"{path.name}, cell {number}, line {error.lineno}: an export cell holds plain "
+                f"Python ({error.msg})"
+            ) from None
+        for node in statements:
             docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             if not isinstance(node, ALLOWED) and not docstring:
                 raise ValueError(
@@ -90,7 +99,7 @@ def code_version(function: Callable[..., object]) -> str:
     parts, waiting, seen = [], [function.__name__], set()
     while waiting:
         name = waiting.pop()
-        value = getattr(module, name, None)
+        value = inspect.unwrap(getattr(module, name, None))  # the function under a cache
         if name in seen or value is None:
             continue
         seen.add(name)
@@ -101,8 +110,14 @@ def code_version(function: Callable[..., object]) -> str:
                 names = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name))
                 waiting += sorted({node.id for node in names})
         elif not inspect.ismodule(value):
-            parts.append(f"{name} = {value!r}")
+            parts.append(f"{name} = {_lasting(value)}")
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
+
+
+def _lasting(value: object) -> str:
+    """A constant as text that is the same in every process: sets sorted, addresses left out."""
+    text = pprint.pformat(value, width=sys.maxsize, sort_dicts=False)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def load_chapter(name: str) -> ModuleType:
@@ -117,9 +132,11 @@ def load_chapter(name: str) -> ModuleType:
 class _Loader(importlib.abc.InspectLoader):
     def __init__(self, name: str) -> None:
         self.path = chapter_path(name)
+        # Read once: tracebacks and code_version must show what runs, also after an edit.
+        self.source = exported_source(self.path)
 
     def get_source(self, fullname: str) -> str:
-        return exported_source(self.path)
+        return self.source
 
     def get_filename(self, fullname: str) -> str:
         # No such file exists, so Python asks this loader for the lines of a traceback.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 PROFILES = ("quick", "standard", "paper")
@@ -20,6 +21,6 @@ def one_of(value: object, choices: Iterable[str], what: str) -> str:
 
 def positive(value: float, what: str) -> float:
     """Return `value` if it is a finite number above zero; otherwise raise a ValueError."""
-    if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+    if not (isinstance(value, numbers.Real) and 0 < value < float("inf")):
         raise ValueError(f"{what} must be a finite number above 0, got {value!r}")
     return value

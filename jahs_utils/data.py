@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -24,6 +25,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
+from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from jahs_utils.checks import one_of
 from jahs_utils.device import cache_folder, pick_device
@@ -31,9 +33,10 @@ from jahs_utils.device import cache_folder, pick_device
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 JPEG_COPY = "cifar10_jpeg_copy.npz"
 
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
+STL10_CLASSES = "airplane bird car cat deer dog horse monkey ship truck".split()  # noqa: SIM905
 FASHION_CLASSES = (
-    "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
+    "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")  # noqa: SIM905
 )
 # SHA-256 of the four official idx files, unpacked.
 FASHION_FILES = {
@@ -64,8 +67,8 @@ class ImageData:
     """An image classification set on one device.
 
     Images are uint8 (n, channels, height, width), labels int64 (n,). `mean` and `std` are per
-    channel, of all official training images, in units of 0 to 255; parts of a set keep them. `checksum` is the SHA-256 (16 hex
-    digits) of the set as loaded; `source` says which copy it is.
+    channel, of all official training images, in units of 0 to 255; parts of a set keep them.
+    `checksum` is the SHA-256 (16 hex digits) of the set as loaded; `source` says which copy it is.
     """
 
     name: str
@@ -95,12 +98,13 @@ class ImageData:
 
     def subset(self, n: int, seed: int = 0) -> ImageData:
         """The same set with `n` training images, class shares kept; the test images stay."""
-        if not len(self.classes) <= n <= len(self.train_labels):
-            raise ValueError(
-                f"subset must be from {len(self.classes)} to {len(self.train_labels)}, got {n}"
-            )
-        if n == len(self.train_labels):
+        images, classes = len(self.train_labels), len(self.classes)
+        if n == images:
             return self
+        if not classes <= n <= images - classes:
+            raise ValueError(
+                f"subset must be from {classes} to {images - classes}, or all {images}, got {n}"
+            )
         return self._restrict(self._stratified(n, seed)[0])
 
     def hold_out(self, n: int, seed: int = 0) -> ImageData:
@@ -111,10 +115,11 @@ class ImageData:
 
     def folds(self, k: int = 5, seed: int = 0) -> list[ImageData]:
         """Stratified `k`-fold splits of the training images; `test` is the fold left out."""
-        if not 2 <= k <= len(self.train_labels):
-            raise ValueError(f"k must be from 2 to {len(self.train_labels)}, got {k}")
-        split = StratifiedKFold(k, shuffle=True, random_state=seed)
         labels = self.train_labels.cpu().numpy()
+        most = np.unique(labels, return_counts=True)[1].min()  # each fold has every class
+        if not 2 <= k <= most:
+            raise ValueError(f"k must be from 2 to {most} (images of the rarest class), got {k}")
+        split = StratifiedKFold(k, shuffle=True, random_state=seed)
         return [self._restrict(train, held) for train, held in split.split(labels, labels)]
 
     def _stratified(self, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +182,7 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 def _check_shapes(name: str, arrays: Arrays) -> None:
     for part in ("train", "test"):
         images, labels = getattr(arrays, f"{part}_images"), getattr(arrays, f"{part}_labels")
-        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
             raise DataError(
                 f"{name}: {part} images {images.dtype} {images.shape} and labels {labels.shape} "
                 f"do not fit together (from {arrays.source})"
@@ -208,7 +213,7 @@ def _verify(path: Path, content: bytes, expected: str) -> None:
 def _unpack(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}): delete it and load the set again") from None
 
 
@@ -226,19 +231,19 @@ def _fashion_mnist() -> Arrays:
     for root in data_roots():
         raw = root / "FashionMNIST" / "raw"
         if any((raw / name).exists() for name in FASHION_FILES):
-            return _read_fashion(root, f"idx files in {root.name or root}")
+            return _read_fashion(root)
     places = [place for root in data_roots() for place in (root, root / "FashionMNIST" / "raw")]
     for folder in [*places, SYSTEM_FOLDER / "fashion-mnist"]:
         if any((folder / f"{name}.gz").exists() for name in FASHION_FILES):
             with _unpacked_fashion(folder) as root:
-                return _read_fashion(root, "official idx files")
+                return _read_fashion(root)
     root = data_roots()[-1]
     try:
         tv.FashionMNIST(root, download=True)
     except (OSError, RuntimeError) as error:
         extra = "install Debian's package dataset-fashion-mnist (fashion_mnist_mini needs nothing)"
         raise _no_data("fashion_mnist", error, "its four official idx files", extra) from None
-    return _read_fashion(root, "official idx files")
+    return _read_fashion(root)
 
 
 @contextmanager
@@ -257,18 +262,22 @@ def _unpacked_fashion(folder: Path) -> Iterator[Path]:
         yield Path(root)
 
 
-def _read_fashion(root: Path, source: str) -> Arrays:
+def _read_fashion(root: Path) -> Arrays:
     for name, expected in FASHION_FILES.items():
         path = root / "FashionMNIST" / "raw" / name
         if not path.exists():
             raise DataError(f"{path} is missing: delete {path.parent} and load the set again")
         _verify(path, path.read_bytes(), expected)
-    train, test = tv.FashionMNIST(root, train=True), tv.FashionMNIST(root, train=False)
+    # Not through FashionMNIST(root): it prefers an old `processed` folder to these files.
+    train_images, train_labels, test_images, test_labels = (
+        read(str(root / "FashionMNIST" / "raw" / name)).numpy()
+        for name, read in zip(FASHION_FILES, [read_image_file, read_label_file] * 2)
+    )
     return Arrays(
-        train.data.numpy()[:, None],
-        train.targets.numpy(),
-        test.data.numpy()[:, None],
-        test.targets.numpy(),
+        train_images[:, None],
+        train_labels,
+        test_images[:, None],
+        test_labels,
         list(FASHION_CLASSES),
         "official idx files",
     )
@@ -316,21 +325,27 @@ def _cifar(name: str, loader: type[tv.CIFAR10]) -> Arrays:
     return read(official[0])
 
 
+class _LabelledSTL10(tv.STL10):
+    """STL-10 without the check, 2.8 GB long, of its unlabelled images."""
+
+    train_list = tv.STL10.train_list[:2]
+
+
 def _stl10() -> Arrays:
     def files_under(root: Path) -> list[tuple[Path, str]]:
-        listed = [*tv.STL10.train_list[:2], *tv.STL10.test_list]
+        listed = [*_LabelledSTL10.train_list, *_LabelledSTL10.test_list]
         return [(root / tv.STL10.base_folder / file, md5) for file, md5 in listed]
 
     found = [r for r in data_roots() if any(path.exists() for path, _ in files_under(r))]
     if not found:
         extra = "use cifar10 instead"
-        _download("stl10", lambda root: tv.STL10(root, download=True), "stl10_binary/", extra)
+        _download("stl10", lambda root: _LabelledSTL10(root, download=True), "stl10_binary/", extra)
         found = [data_roots()[-1]]
     _verify_all(files_under(found[0]))
-    parts = [tv.STL10(found[0], split=split) for split in ("train", "test")]
+    parts = [_LabelledSTL10(found[0], split=split) for split in ("train", "test")]
     images = [np.ascontiguousarray(part.data) for part in parts]
     labels = [part.labels.astype(np.int64) for part in parts]
-    return Arrays(images[0], labels[0], images[1], labels[1], parts[0].classes, "official files")
+    return Arrays(images[0], labels[0], images[1], labels[1], list(STL10_CLASSES), "official files")
 
 
 def _digits() -> Arrays:
@@ -381,7 +396,7 @@ def import_cifar10_copy(path: str | Path) -> Path:
     Raises DataError when it is not such a file.
     """
     path = Path(path)
-    _read_jpeg_copy(path)
+    _check_shapes("cifar10", _read_jpeg_copy(path))
     target = data_roots()[-1] / JPEG_COPY
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_suffix(".part")
@@ -393,13 +408,13 @@ def import_cifar10_copy(path: str | Path) -> Path:
 def _read_jpeg_copy(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
-            stream, offsets = file["jpeg"], file["offsets"]
+            stream, offsets = file["jpeg"], file["offsets"].astype(np.int64)
             labels, n_train = file["labels"].astype(np.int64), int(file["n_train"])
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"{path} is not a JPEG copy of CIFAR-10 ({error})") from None
     except Exception as error:  # zipfile raises BadZipFile, which is none of the above
         raise DataError(f"{path} is damaged ({error})") from None
-    ends_fit = offsets.ndim == 1 and offsets[0] == 0 and offsets[-1] == len(stream)
+    ends_fit = offsets.ndim == 1 and [*offsets[:1], *offsets[-1:]] == [0, len(stream)]
     if not ends_fit or (np.diff(offsets) <= 0).any() or len(labels) != len(offsets) - 1:
         raise DataError(f"{path} is truncated or its offsets are wrong ({len(labels)} labels)")
     if not 0 < n_train < len(labels):
@@ -407,9 +422,12 @@ def _read_jpeg_copy(path: Path) -> Arrays:
     images = np.empty((len(labels), 3, 32, 32), np.uint8)
     for k in range(len(labels)):
         try:
-            picture = Image.open(io.BytesIO(stream[offsets[k] : offsets[k + 1]].tobytes()))
+            content = io.BytesIO(stream[offsets[k] : offsets[k + 1]].tobytes())
+            picture = Image.open(content, formats=["JPEG"])
+            if picture.size != (32, 32):
+                raise ValueError(f"{picture.size} pixels")
             images[k] = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{path}: image {k} cannot be decoded ({error})") from None
     parts = (images[:n_train], labels[:n_train], images[n_train:], labels[n_train:])
     return Arrays(*parts, list(CIFAR10_CLASSES), "JPEG copy, quality 75")

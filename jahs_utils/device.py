@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -51,8 +52,10 @@ def cache_folder() -> Path:
 def pick_device(name: str | torch.device = "auto") -> torch.device:
     """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device that this machine has.
 
+    "auto" takes what `$JAHS_DEVICE` names, else a GPU, else the CPU.
     Raises ValueError when the device is unknown or missing.
     """
+    name = os.environ.get("JAHS_DEVICE", "auto") if str(name) == "auto" else name
     available = ["cpu"]
     if torch.cuda.is_available():
         available += ["cuda"] + [f"cuda:{k}" for k in range(torch.cuda.device_count())]
@@ -61,6 +64,13 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     if str(name) == "auto":
         return torch.device("cuda" if "cuda" in available else "cpu")
     return torch.device(one_of(str(name), ["auto", *available], "device"))
+
+
+def use_device(name: str) -> torch.device:
+    """Make `name` what "auto" means in this process and in the workers it starts."""
+    device = pick_device(name)
+    os.environ["JAHS_DEVICE"] = str(device)
+    return device
 
 
 def describe_device(device: torch.device) -> str:
@@ -113,7 +123,8 @@ def measure_formats(device: torch.device) -> dict[NumberFormat, float]:
         return seconds_per_call(step, device)
 
     forms = [NumberFormat(p, c) for p in ("float32", "bfloat16") for c in (False, True)]
-    with torch.random.fork_rng():  # the measurement must not shift a seeded run
+    # The measurement must not shift a seeded run, and works inside no_grad and inference_mode.
+    with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         return {form: step_seconds(form) for form in forms}
 
 
@@ -144,10 +155,8 @@ def _measure_and_keep(device: torch.device, path: Path, fresh: float) -> NumberF
         if fresh:
             os.replace(draft, path)
         else:
-            try:
-                os.link(draft, path)  # the first of several processes decides for all
-            except FileExistsError:
-                pass
+            with contextlib.suppress(FileExistsError):  # the first of several processes decides
+                os.link(draft, path)
             os.unlink(draft)
     except OSError:
         return best  # no cache to write to: the choice holds for this process

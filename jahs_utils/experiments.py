@@ -30,6 +30,7 @@ from jahs_utils.chapters import book_root, code_version, load_chapter
 from jahs_utils.checks import PROFILES, one_of
 from jahs_utils.data import load
 from jahs_utils.device import cache_folder, describe_device, fastest_format, pick_device
+from jahs_utils.progress import ProgressBar
 
 Key = dict[str, Any]
 LIBRARIES = ("torch", "numpy", "smac", "ConfigSpace", "jahs-utils")
@@ -95,13 +96,17 @@ class Results:
         self.path = path
 
     def rows(self) -> list[Row]:
-        """All complete rows, oldest first; a retried key counts with its last row.
+        """All complete rows, oldest first; see `recorded`."""
+        return list(self.recorded().values())
+
+    def recorded(self) -> dict[str, Row]:
+        """All complete rows by `key_id`, oldest first; a retried key counts with its last row.
 
         Raises ValueError with the line number for a line that is not a row. An unfinished last
         line (a run was killed in the middle of writing) is not a row yet and is passed over.
         """
         if not self.path.exists():
-            return []
+            return {}
         lines = self.path.read_bytes().split(b"\n")[:-1]
         rows: dict[str, Row] = {}
         for number, line in enumerate(lines, start=1):
@@ -115,7 +120,7 @@ class Results:
             if known is not None and known.status == "ok":
                 raise ValueError(f"{self.path}, line {number}: a second row for {row.key}")
             rows[key_id(row.key)] = row
-        return list(rows.values())
+        return rows
 
     def append(self, row: Row) -> bool:
         """Write a row unless its key has a good one already; True when it was written."""
@@ -132,8 +137,11 @@ class Results:
         return True
 
     @contextlib.contextmanager
-    def claim(self, key: Key) -> Iterator[bool]:
-        """Yield True if no other process works on `key`; the claim ends with the process."""
+    def claim(self, key: Key, known: Row | None = None) -> Iterator[bool]:
+        """Yield True if no other process works on `key` or has recorded it; ends with the process.
+
+        known: the row of the key that the caller has seen, to be computed again.
+        """
         lock = self._lock(key_id(key))
         try:
             lock.acquire(blocking=False)
@@ -141,7 +149,7 @@ class Results:
             yield False
             return
         try:
-            yield True
+            yield self.recorded().get(key_id(key)) == known
         finally:
             lock.release()
 
@@ -193,6 +201,37 @@ def read_results(chapter: str, name: str, profile: str) -> pd.DataFrame:
     return frame.sort_values(order, kind="stable", ignore_index=True)
 
 
+def obtain_rows(address: str, profile: str) -> pd.DataFrame:
+    """The rows of "CHAPTER/NAME" at `profile`, as `read_results` gives them.
+
+    "quick" computes them now and keeps nothing, so that a chapter's live experiment is live;
+    the other profiles compute and record only what is missing.
+    """
+    chapter, name, experiment = find_experiment(address)
+    if profile != "quick":
+        run_experiment(address, profile, report=print)
+        return read_results(chapter, name, profile)
+    rows = []
+    with ProgressBar(len(experiment.keys(profile)), name) as bar:
+        for done, key in enumerate(experiment.keys(profile)):
+            bar.update(done)
+            rows.append(key | _plain(experiment.unit(**key)))
+    return pd.DataFrame(rows)
+
+
+def recorded_costs(chapter: str) -> pd.DataFrame:
+    """What the recorded rows of a chapter cost: rows, minutes and device per file."""
+    folder = book_root() / "results" / chapter
+    table = []
+    for path in sorted(folder.glob("*.jsonl")):
+        name, _, profile = path.stem.rpartition("-")
+        rows = Results(path).rows()
+        minutes = sum(row.wall_seconds for row in rows) / 60
+        devices = ", ".join(sorted({row.device for row in rows}))
+        table.append((name, profile, len(rows), round(minutes, 1), devices))
+    return pd.DataFrame(table, columns=["experiment", "profile", "rows", "minutes", "device"])
+
+
 def find_experiment(address: str) -> tuple[str, str, Experiment]:
     """Turn "CHAPTER/NAME" into the chapter, the name and the experiment it declares."""
     chapter, _, name = address.partition("/")
@@ -233,7 +272,7 @@ def compute_row(address: str, key: Key) -> Row:
         device=describe_device(device),
         number_format=f"{form.precision}{' channels-last' if form.channels_last else ''}",
         wall_seconds=round(seconds, 4),
-        finished=datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0),
+        finished=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
     )
 
 
@@ -266,37 +305,43 @@ def run_experiment(
     chapter, name, experiment = find_experiment(address)
     results = Results(results_path(chapter, name, profile))
     deadline = math.inf if limit_seconds is None else time.monotonic() + limit_seconds
-    done = {key_id(r.key) for r in results.rows() if r.status == "ok" or not retry_failed}
+    before = results.recorded()
+    done = {k for k, row in before.items() if row.status == "ok" or not retry_failed}
     missing = [key for key in experiment.keys(profile) if key_id(key) not in done]
     report(f"{address} {profile}: {len(missing)} rows to compute, {len(done)} recorded")
     if scheduler is None and workers <= 1:
-        stream = _in_this_process(address, missing, results, deadline)
+        stream = _in_this_process(address, missing, results, before, deadline)
     else:
-        stream = _on_dask(address, missing, workers, scheduler, deadline)
+        stream = _on_dask(address, missing, results, before, workers, scheduler, deadline)
     ok = failed = 0
+    computed = set()
     for row in stream:
+        computed.add(key_id(row.key))
         if results.append(row):
             ok, failed = ok + (row.status == "ok"), failed + (row.status == "failed")
-            outcome = row.error or ", ".join(f"{k}={_short(v)}" for k, v in row.metrics.items())
-            key = ", ".join(f"{k}={_short(v)}" for k, v in row.key.items())
+            outcome = " ".join(row.error.split()) if row.error else _listed(row.metrics)
             count = f"{ok + failed}/{len(missing)}"
-            report(f"  {count}  {row.wall_seconds:.1f} s  {key}: {outcome[:90]}")
-    recorded = {key_id(r.key) for r in results.rows() if r.status == "ok" or not retry_failed}
-    left = sum(key_id(key) not in recorded for key in experiment.keys(profile))
+            report(f"  {count}  {row.wall_seconds:.1f} s  {_listed(row.key)}: {outcome[:90]}")
+    after, open_keys = results.recorded(), {key_id(key) for key in missing} - computed
+    left = sum(after.get(k) == before.get(k) for k in open_keys)
     late = left and time.monotonic() + 1 >= deadline - _slowest(results)
     reason = "complete" if not left else ("time limit" if late else "other processes at work")
     return Summary(ok, failed, left, reason)
 
 
 def _in_this_process(
-    address: str, missing: Sequence[Key], results: Results, deadline: float
+    address: str,
+    missing: Sequence[Key],
+    results: Results,
+    before: dict[str, Row],
+    deadline: float,
 ) -> Iterator[Row]:
     slowest = 0.0
     for key in missing:
         if time.monotonic() + slowest > deadline:
             return
-        with results.claim(key) as mine:
-            if not mine or any(r.key == key and r.status == "ok" for r in results.rows()):
+        with results.claim(key, before.get(key_id(key))) as mine:
+            if not mine:
                 continue
             row = compute_row(address, key)
             slowest = max(slowest, row.wall_seconds)
@@ -304,7 +349,13 @@ def _in_this_process(
 
 
 def _on_dask(
-    address: str, missing: Sequence[Key], workers: int, scheduler: str | None, deadline: float
+    address: str,
+    missing: Sequence[Key],
+    results: Results,
+    before: dict[str, Row],
+    workers: int,
+    scheduler: str | None,
+    deadline: float,
 ) -> Iterator[Row]:
     from distributed import Client, as_completed
     from distributed.scheduler import KilledWorker
@@ -313,25 +364,33 @@ def _on_dask(
         cluster = scheduler or stack.enter_context(_local_cluster(workers))
         client = stack.enter_context(Client(cluster))
         waiting, slowest = list(missing), 0.0
-        keys: dict[str, Key] = {}
+        running = as_completed()
+        held: dict[str, tuple[Key, contextlib.ExitStack]] = {}
 
-        def submit() -> Any:
-            key = waiting.pop(0)
-            future = client.submit(compute_row, address, key, pure=False, retries=0)
-            keys[future.key] = key
-            return future
+        def submit_to_idle_workers() -> None:
+            # Counted anew each time: a cluster's workers may join late, and killed ones return.
+            lanes = max(1, len(client.scheduler_info()["workers"]))
+            while waiting and len(held) < lanes and time.monotonic() + slowest <= deadline:
+                key = waiting.pop(0)
+                claim = stack.enter_context(contextlib.ExitStack())
+                if not claim.enter_context(results.claim(key, before.get(key_id(key)))):
+                    claim.close()
+                    continue
+                future = client.submit(compute_row, address, key, pure=False, retries=0)
+                held[future.key] = key, claim
+                running.add(future)
 
-        lanes = max(1, len(client.scheduler_info()["workers"]))
-        running = as_completed([submit() for _ in range(min(lanes, len(waiting)))])
+        submit_to_idle_workers()
         for future in running:
+            key, claim = held.pop(future.key)
             try:
                 row = future.result()
             except KilledWorker as error:
-                row = _killed_row(address, keys[future.key], str(error))
+                row = _killed_row(address, key, str(error))
             slowest = max(slowest, row.wall_seconds)
-            yield row
-            if waiting and time.monotonic() + slowest <= deadline:
-                running.add(submit())
+            yield row  # written by the caller while the claim is held
+            claim.close()
+            submit_to_idle_workers()
 
 
 @contextlib.contextmanager
@@ -370,7 +429,7 @@ def _killed_row(address: str, key: Key, reason: str) -> Row:
         device="unknown",
         number_format="unknown",
         wall_seconds=0.0,
-        finished=datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0),
+        finished=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
     )
 
 
@@ -379,7 +438,7 @@ def _slowest(results: Results) -> float:
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metrics as JSON: NumPy numbers and tensors become Python's, what is not finite becomes null."""
+    """Metrics as JSON: NumPy numbers and tensors become Python's, what is not finite null."""
 
     def convert(value: Any) -> Any:
         if hasattr(value, "tolist"):
@@ -392,8 +451,11 @@ def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
             return [convert(v) for v in value]
         return value
 
-    return {name: convert(value) for name, value in metrics.items()}
+    plain = {str(name): convert(value) for name, value in metrics.items()}
+    json.dumps(plain)  # what JSON cannot hold fails here, as the unit's error
+    return plain
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _listed(values: dict[str, Any]) -> str:
+    short = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in values.items())
+    return ", ".join(f"{k}={v}" for k, v in short)

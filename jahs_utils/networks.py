@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -56,9 +57,9 @@ class ConvNet(nn.Module):
                 f"{image_size.bit_length() - 1} convolutional layers"
             )
         widths = [in_channels, *channels]
-        self.layers = nn.ModuleList(ConvLayer(i, o) for i, o in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(ConvLayer(i, o) for i, o in pairwise(widths))
         sizes = [channels[-1] * side**2, *neurons]
-        self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:]))
+        self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
         self.classifier = nn.Linear(sizes[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class WideResNet(nn.Module):
 
     depth: 6 N + 4, with N = (depth - 4) / 6 blocks in each of three groups. width: the factor k
     of the groups' 16, 32 and 64 channels. kernels: the block's convolutions, (3, 3) for B(3,3).
-    Raises ValueError for a depth that is not 6 N + 4.
+    Raises ValueError for a depth that is not 6 N + 4, even kernels and sizes below 1.
     """
 
     def __init__(
@@ -118,8 +119,13 @@ class WideResNet(nn.Module):
         super().__init__()
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth must be 6 N + 4 (10, 16, 22, 28, 40, ...), got {depth}")
-        if width < 1 or not kernels:
-            raise ValueError(f"width and kernels must be positive, got {width} and {kernels}")
+        if min(width, in_channels, classes) < 1:
+            raise ValueError(
+                f"width, in_channels and classes must be positive, got {width}, {in_channels} "
+                f"and {classes}"
+            )
+        if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
+            raise ValueError(f"kernels must be odd numbers, such as (3, 3), got {tuple(kernels)}")
         blocks, channels = [], 16
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         for group in range(3):

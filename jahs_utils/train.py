@@ -44,13 +44,19 @@ class SGDR:
     """Cosine with warm restarts (Loshchilov and Hutter 2017).
 
     period: epochs until the first restart. factor: each period is this much longer than the last.
+    Raises ValueError for a period that is not positive or a factor below 1.
     """
 
     period: float = 1.0
     factor: float = 2.0
 
+    def __post_init__(self) -> None:
+        positive(self.period, "SGDR's period")
+        if positive(self.factor, "SGDR's factor") < 1:
+            raise ValueError(f"SGDR's factor must be at least 1, got {self.factor}")
+
     def __call__(self, fraction: float, epoch: float) -> float:
-        period = positive(self.period, "SGDR's period")
+        period = self.period
         while epoch >= period:
             epoch -= period
             period *= self.factor
@@ -181,19 +187,23 @@ def fit(
     else:
         factor_of = SCHEDULES[one_of(schedule, SCHEDULES, "schedule")]
     positive(lr, "lr")
+    if evaluate_every is not None:
+        positive(evaluate_every, "evaluate_every")
     device = data.device
     if capture and device.type != "cuda":
         raise ValueError(f"capture=True needs a CUDA device, the data is on {device}")
     form = number_format or fastest_format(device)
     model.to(device, memory_format=_layout(form)).train()
     make_step = _CapturedStep if capture else _Step
-    orders = torch.Generator().manual_seed(seed)
+    orders = torch.Generator().manual_seed(int(seed))
     clock = _Clock(device, precise=seconds is not None)
 
     with _reproducible(seed, device), ProgressBar(1.0, "training") as bar:
         state = Training(model, _make_optimizer(model, optimizer, lr, momentum, weight_decay), data)
         run_step = make_step(state, form, augment, mixup, loss)
         known = list(model.parameters())
+        for parameter in known:  # growth before this training is none of its business
+            vars(parameter).pop("grown_from", None)
 
         def call_back(hook: str) -> None:
             nonlocal run_step, known
@@ -275,7 +285,7 @@ def evaluate(
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices)."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - users' code may draw from it
     torch.manual_seed(seed)
 
 
@@ -323,7 +333,10 @@ def carry_optimizer_state(
     """
     states = {id(p): optimizer.state.pop(p) for p in old if p in optimizer.state}
     present = [p for p in model.parameters() if p.requires_grad]
-    optimizer.param_groups[0]["params"] = present
+    heirs = {id(getattr(p, "grown_from", p)): p for p in present}
+    for group in optimizer.param_groups:
+        group["params"] = [heirs.pop(id(p)) for p in group["params"] if id(p) in heirs]
+    optimizer.param_groups[0]["params"] += heirs.values()  # added modules
     for parameter in present:
         origin = getattr(parameter, "grown_from", parameter)
         state = states.get(id(origin))

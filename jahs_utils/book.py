@@ -1,0 +1,286 @@
+"""Chapters run by papermill, checked by nbval, and built into a site by jupyter-book.
+
+Notebooks run on this Python, whatever kernel they name, and need no home folder: what Jupyter,
+IPython and Matplotlib keep goes into the cache folder.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+
+from jahs_utils.chapters import book_root, chapter_names, chapter_path
+from jahs_utils.checks import PROFILES, one_of
+from jahs_utils.device import cache_folder
+
+PRIVATE_FOLDERS = {
+    "IPYTHONDIR": "ipython",
+    "JUPYTER_CONFIG_DIR": "jupyter-config",
+    "JUPYTER_RUNTIME_DIR": "jupyter-runtime",
+    "MPLCONFIGDIR": "matplotlib",
+}
+MATHJAX_PARTS = (
+    "LICENSE",
+    "MathJax.js",
+    "config/TeX-AMS-MML_HTMLorMML-full.js",
+    "extensions/*.js",
+    "extensions/HTML-CSS/*.js",
+    "extensions/TeX/**/*.js",
+    "jax/element/**/*.js",
+    "jax/input/TeX/*.js",
+    "jax/output/HTML-CSS/**/*.js",
+    "fonts/HTML-CSS/STIX-Web/woff/*",
+)
+Say = Callable[..., object]
+
+
+class BookError(RuntimeError):
+    """A chapter or the build failed; the message says where, and what is left to look at."""
+
+
+def private_environment() -> dict[str, str]:
+    """The environment for notebooks and tools: folders of their own in the cache, no progress bar.
+
+    Folders that are named in the environment already are kept.
+    """
+    cache = cache_folder().absolute()  # a notebook runs in another folder
+    home = cache / "notebooks"
+    with contextlib.suppress(OSError):  # without a cache each tool makes a temporary folder
+        home.mkdir(parents=True, exist_ok=True)
+    folders = {name: str(home / folder) for name, folder in PRIVATE_FOLDERS.items()}
+    fixed = {
+        "JAHS_CACHE": str(cache),
+        "JAHS_PROGRESS": "0",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a debugger's warning would stand among our lines
+    }
+    return folders | os.environ | fixed
+
+
+class _ThisPython(AsyncKernelManager):
+    """Starts a kernel of the running Python, whatever kernels are installed."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        quiet = ["--log-level=50"]  # it warns of loopback without encryption, and more
+        return KernelSpec(**get_kernel_dict(quiet), env=private_environment())
+
+
+# --- running chapters -----------------------------------------------------------------------------
+
+
+def chapter_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `parameters` that differ from what the chapter's parameter cell assigns.
+
+    Raises ValueError, naming the choices, for a name that this cell does not assign.
+    """
+    known = papermill.inspect_notebook(chapter_path(name))
+    for parameter in parameters:
+        one_of(parameter, known, f"parameter of {name}")
+    if "profile" in parameters:
+        one_of(parameters["profile"], PROFILES, "profile")
+    return {
+        parameter: value
+        for parameter, value in parameters.items()
+        if _literal(known[parameter]["default"]) != value
+    }
+
+
+def _literal(source: str) -> Any:
+    try:
+        return ast.literal_eval(source)
+    except (ValueError, SyntaxError):
+        return source
+
+
+def run_chapter(
+    name: str,
+    out: Path,
+    profile: str = "quick",
+    parameters: Mapping[str, Any] | None = None,
+    log: Say = lambda line: None,
+) -> float:
+    """Run a chapter from top to bottom, write the executed notebook to `out`, return the seconds.
+
+    parameters: other values for the chapter's parameter cell. log: gets a line as each code cell
+    starts. Raises ValueError for unknown names, BookError when a cell fails; the notebook up to
+    that cell is kept in `out`.
+    """
+    changed = chapter_parameters(name, {"profile": profile} | dict(parameters or {}))
+    out = Path(out).absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+
+    def report(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        log(f"{name}, cell {cell_index}, after {time.perf_counter() - start:.0f} s")
+
+    try:
+        papermill.execute_notebook(
+            chapter_path(name),
+            out,
+            changed,
+            kernel_name="python3",  # only a name: the kernel manager decides
+            kernel_manager_class=_ThisPython,
+            cwd=chapter_path(name).parent,
+            progress_bar=False,
+            coalesce_streams=True,
+            on_cell_execute=report,
+        )
+    except papermill.PapermillExecutionError as error:
+        reason = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
+        where = f"{name}, cell [{error.exec_count}]"
+        raise BookError(f"{where}: {reason} (executed up to there: {_short(out)})") from None
+    except DeadKernelError:
+        raise BookError(
+            f"{name}: its Python process died, often for lack of memory "
+            f"(executed up to there: {_short(out)})"
+        ) from None
+    return time.perf_counter() - start
+
+
+def refresh_chapter(name: str) -> float:
+    """Run a chapter as it is stored and put the new outputs into its notebook; return the seconds.
+
+    Nothing else in the notebook changes, so the difference shows what came out differently.
+    """
+    path = chapter_path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / path.name
+        seconds = run_chapter(name, executed)
+        fresh = nbformat.read(executed, as_version=4)
+    stored = nbformat.read(path, as_version=4)
+    for cell, ran in zip(stored.cells, fresh.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    draft = path.with_suffix(".ipynb.draft")
+    nbformat.write(stored, draft)
+    os.replace(draft, path)
+    return seconds
+
+
+def check_chapters(chapters: Iterable[str | Path] | None = None) -> int:
+    """Run chapters and compare with their stored outputs; the exit status of nbval (0: all equal).
+
+    chapters: names or paths of notebooks (default: every chapter). Every cell must give what is
+    stored, to the letter, except those tagged `nbval-ignore-output`.
+    """
+    names = chapter_names() if chapters is None else list(chapters)
+    paths = [n if str(n).endswith(".ipynb") else chapter_path(str(n)) for n in names]
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"]
+    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", *map(str, paths)]
+    return subprocess.run(command + options, env=private_environment(), check=False).returncode
+
+
+# --- building the site ----------------------------------------------------------------------------
+
+
+def build(
+    *,
+    strict: bool = False,
+    parameters: Mapping[str, Any] | None = None,
+    run: bool = True,
+    folder: Path | None = None,
+    say: Say = print,
+) -> Path:
+    """Run every chapter in the quick profile, build the HTML, return the path of `index.html`.
+
+    strict: a warning is an error. parameters: other values for the chapters' parameter cells.
+    run: False shows the outputs that are stored in the notebooks. folder: where to build (default:
+    `_build` in the checkout). say: takes text and `end`, as `print` does. Raises ValueError for an
+    unknown parameter and BookError when a chapter or jupyter-book fails.
+    """
+    root = book_root()
+    folder = (folder or root / "_build").absolute()
+    source = folder / "source"
+    for name in chapter_names():
+        chapter_parameters(name, parameters or {})  # before the first chapter takes its time
+    shutil.rmtree(source, ignore_errors=True)
+    stage_pages(root, source)
+    for name in chapter_names():
+        target = source / "chapters" / f"{name}.ipynb"
+        if not run:
+            shutil.copyfile(chapter_path(name), target)
+            continue
+        say(f"chapters/{name} ... ", end="")
+        say(f"{run_chapter(name, target, parameters=parameters):.0f} s")
+    say("the book ... ", end="")
+    start = time.perf_counter()
+    built = _jupyter_book(source, folder / "jupyter-book.log", strict, say)
+    html = folder / "html"
+    shutil.rmtree(html, ignore_errors=True)
+    shutil.move(built, html)
+    say(f"{time.perf_counter() - start:.0f} s")
+    say(f"\nThe book is in {_short(html)}. Open {_short(html / 'index.html')} in a browser, or run")
+    say(f"  python -m http.server -d {_short(html)}\nand go to http://localhost:8000")
+    return html / "index.html"
+
+
+def stage_pages(root: Path, source: Path) -> None:
+    """Put everything but the chapters where jupyter-book reads it: pages, tables, MathJax."""
+    shutil.copytree(root / "book", source / "book")
+    (source / "chapters").mkdir()
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copyfile(root / name, source / name)
+    _fill_in(source / "book" / "scoreboard.md", "<!-- scoreboard -->", "scoreboard_markdown")
+    _fill_in(source / "book" / "speed.md", "<!-- speed-table -->", "speed_markdown")
+    _copy_mathjax(source / "book" / "_static" / "mathjax")
+
+
+def _fill_in(page: Path, mark: str, table: str) -> None:
+    from jahs_utils import claims
+
+    text = page.read_text()
+    if mark not in text:
+        raise BookError(f"{page.name} has no line {mark}: its table has no place")
+    page.write_text(text.replace(mark, getattr(claims, table)()))
+
+
+def _copy_mathjax(target: Path) -> None:
+    """The parts of MathJax that this book uses, so that no page asks another host for them."""
+    import jupyter_server_mathjax
+
+    source = Path(jupyter_server_mathjax.__file__).parent / "static"
+    for part in MATHJAX_PARTS:
+        for file in source.glob(part):
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+
+
+def _jupyter_book(source: Path, log: Path, strict: bool, say: Say) -> Path:
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    options = [*(["-W", "--keep-going"] if strict else []), str(source)]
+    plain = private_environment() | {"NO_COLOR": "1"}
+    with open(log, "w") as file:
+        done = subprocess.run(
+            command + options, stdout=file, stderr=subprocess.STDOUT, env=plain, check=False
+        )
+    if done.returncode:
+        lines = log.read_text().splitlines()
+        named = [line for line in lines if "WARNING" in line or "ERROR" in line]
+        say("failed\n" + "\n".join(named or lines[-20:]))
+        raise BookError(
+            f"jupyter-book failed, status {done.returncode}: all of its log is in {_short(log)}"
+        )
+    return source / "_build" / "html"
+
+
+def _short(path: Path) -> str:
+    """A path as one types it: relative to the working folder where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,179 @@
+"""Chapters are run, refreshed and checked: on short notebooks in a book of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from jahs_utils import book
+from jahs_utils.chapters import chapter_names
+
+ROOT = Path(__file__).parents[1]
+EXACT, MEASURED = "sum(range(5)) + seed", "import time\n\ntime.perf_counter()"
+
+
+@pytest.fixture()
+def chapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`00_short`, the only chapter of a book: an exact cell and one that differs in each run."""
+    cells = [
+        new_markdown_cell("# A short chapter"),
+        new_code_cell('profile = "quick"\nseed = 0', metadata={"tags": ["parameters"]}),
+        new_code_cell(EXACT),
+        new_code_cell(MEASURED, metadata={"tags": ["nbval-ignore-output"]}),
+    ]
+    kernel = {"name": "no-such-kernel", "display_name": "None", "language": "python"}
+    path = tmp_path / "chapters" / "00_short.ipynb"
+    path.parent.mkdir()
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    monkeypatch.setenv("JAHS_BOOK", str(tmp_path))
+    return path
+
+
+def add_cell(path: Path, source: str) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(new_code_cell(source))
+    nbformat.write(notebook, path)
+
+
+def result(path: Path, source: str = EXACT) -> str:
+    """The stored result of the cell with this source."""
+    cells = nbformat.read(path, as_version=4).cells
+    [cell] = [cell for cell in cells if cell.source == source]
+    return cell.outputs[0].data["text/plain"]
+
+
+def without_measured(path: Path) -> str:
+    return path.read_text().replace(result(path, MEASURED), "measured")
+
+
+def test_a_run_leaves_the_chapter_alone_and_adds_no_cell(chapter: Path, tmp_path: Path) -> None:
+    before = chapter.read_bytes()
+    assert book.run_chapter("00_short", tmp_path / "out" / "ran.ipynb") > 0
+    assert chapter.read_bytes() == before
+    assert result(tmp_path / "out" / "ran.ipynb") == "10"
+    assert len(nbformat.read(tmp_path / "out" / "ran.ipynb", as_version=4).cells) == 4
+
+
+def test_other_parameters_reach_the_cells(chapter: Path, tmp_path: Path) -> None:
+    book.run_chapter("00_short", tmp_path / "ran.ipynb", parameters={"seed": 7})
+    assert result(tmp_path / "ran.ipynb") == "17"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "choices"),
+    [
+        ({"parameters": {"sed": 1}}, "choose one of profile, seed"),
+        ({"profile": "fast"}, "choose one of quick, standard, paper"),
+        ({"name": "00_shrt"}, "choose one of 00_short"),
+    ],
+)
+def test_unknown_names_give_one_line_with_the_choices(
+    chapter: Path, tmp_path: Path, arguments: dict, choices: str
+) -> None:
+    with pytest.raises(ValueError, match=choices) as caught:
+        book.run_chapter(**{"name": "00_short", "out": tmp_path / "ran.ipynb"} | arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failing_cell_is_named_and_the_run_up_to_it_is_kept(
+    chapter: Path, tmp_path: Path
+) -> None:
+    add_cell(chapter, "raise RuntimeError('first line\\nthe learning rate is negative')")
+    with pytest.raises(book.BookError) as caught:
+        book.run_chapter("00_short", tmp_path / "ran.ipynb")
+    message = str(caught.value)
+    assert message.startswith("00_short, cell [4]: RuntimeError: the learning rate is negative")
+    assert "ran.ipynb" in message
+    assert result(tmp_path / "ran.ipynb") == "10"
+
+
+def test_a_kernel_that_dies_is_reported(chapter: Path, tmp_path: Path) -> None:
+    add_cell(chapter, "import os\n\nos.kill(os.getpid(), 9)")
+    with pytest.raises(book.BookError, match="00_short: its Python process died"):
+        book.run_chapter("00_short", tmp_path / "ran.ipynb")
+
+
+def test_a_second_refresh_changes_nothing_but_measured_outputs(chapter: Path) -> None:
+    book.refresh_chapter("00_short")
+    first = without_measured(chapter)
+    assert result(chapter) == "10"
+    book.refresh_chapter("00_short")
+    assert without_measured(chapter) == first
+    assert "papermill" not in first
+    assert os.listdir(chapter.parent) == ["00_short.ipynb"]
+
+
+def test_a_failed_refresh_leaves_the_chapter_as_it_was(chapter: Path) -> None:
+    add_cell(chapter, "1 / 0")
+    before = chapter.read_bytes()
+    with pytest.raises(book.BookError, match="ZeroDivisionError"):
+        book.refresh_chapter("00_short")
+    assert chapter.read_bytes() == before
+
+
+def test_nbval_fails_when_one_stored_output_of_an_exact_cell_changes(
+    chapter: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    book.refresh_chapter("00_short")
+    copy = tmp_path / "copy.ipynb"
+    copy.write_text(chapter.read_text().replace('"10"', '"11"'))
+    assert book.check_chapters(["00_short"]) == 0
+    capfd.readouterr()
+    assert book.check_chapters([copy]) == 1
+    assert "11" in capfd.readouterr().out
+
+
+def test_a_home_that_cannot_be_written_is_enough(chapter: Path, tmp_path: Path) -> None:
+    add_cell(chapter, "import matplotlib.pyplot as plt\n\nplt.plot([0, 1])\nplt.show()")
+    homes = ("JUPYTER", "IPYTHON", "MPL", "XDG")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(homes)}
+    environment |= {"HOME": "/dev/null/none", "JAHS_CACHE": str(tmp_path / "cache")}
+    program = (
+        "from jahs_utils.book import check_chapters, refresh_chapter\n"
+        "refresh_chapter('00_short')\n"
+        "raise SystemExit(check_chapters(['00_short']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:IPython", "-c", program],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+    assert (tmp_path / "cache" / "notebooks" / "matplotlib").is_dir()
+
+
+def test_a_page_without_a_place_for_its_table_is_an_error(tmp_path: Path) -> None:
+    page = tmp_path / "speed.md"
+    page.write_text("# Speed\n")
+    with pytest.raises(book.BookError, match=r"speed\.md has no line <!-- speed-table -->"):
+        book._fill_in(page, "<!-- speed-table -->", "speed_markdown")
+
+
+def test_unknown_parameters_stop_a_build_before_it_starts(chapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown parameter of 00_short 'sed'"):
+        book.build(parameters={"sed": 1})
+    assert not (tmp_path / "_build").exists()
+
+
+def test_every_chapter_is_in_the_table_of_contents() -> None:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = [page["file"] for part in toc["parts"] for page in part["chapters"]]
+    assert [f for f in listed if f.startswith("chapters/")] == [
+        f"chapters/{name}" for name in chapter_names()
+    ]
+
+
+def test_notebooks_need_no_kernel_of_their_name(chapter: Path, tmp_path: Path) -> None:
+    add_cell(chapter, "import sys\n\nsys.executable")
+    book.run_chapter("00_short", tmp_path / "ran.ipynb")
+    assert result(tmp_path / "ran.ipynb", "import sys\n\nsys.executable") == repr(sys.executable)
