@@ -4,23 +4,48 @@ What is a chapter's subject lives in the chapter; this package holds what severa
 data on the device, the training engine, networks, recorded experiments, claims and plots.
 """
 
-from jahs_utils.device import keep_allocator_pages
+from __future__ import annotations
 
-keep_allocator_pages()  # before the first large tensor: see jahs_utils.device
-
-from jahs_utils.chapters import load_chapter  # noqa: E402
-from jahs_utils.data import load  # noqa: E402
-from jahs_utils.experiments import Experiment, grid, read_results  # noqa: E402
-from jahs_utils.train import evaluate, fit, seed_everything  # noqa: E402
+import ctypes
+import importlib
+import os
+from typing import Any
 
 __version__ = "0.1.0"
-__all__ = [
-    "Experiment",
-    "evaluate",
-    "fit",
-    "grid",
-    "load",
-    "load_chapter",
-    "read_results",
-    "seed_everything",
-]
+
+# Names that `from jahs_utils import ...` knows, and their modules. They are imported when first
+# asked for: torch takes seconds, and the command line should not wait for it to report a typo.
+_HOMES = {
+    "Experiment": "experiments",
+    "evaluate": "train",
+    "fit": "train",
+    "grid": "experiments",
+    "load": "data",
+    "load_chapter": "chapters",
+    "read_results": "experiments",
+    "seed_everything": "train",
+}
+__all__ = sorted(_HOMES)
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def keep_allocator_pages() -> None:
+    """Tell glibc to keep freed pages; does nothing on other C libraries.
+
+    By default every activation above 32 MB is mapped anew and returned to the kernel, step after
+    step, and the page faults cost up to a quarter of a training step on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+keep_allocator_pages()

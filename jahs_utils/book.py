@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -143,9 +144,9 @@ def run_chapter(
             on_cell_execute=report,
         )
     except papermill.PapermillExecutionError as error:
-        reason = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
-        where = f"{name}, cell [{error.exec_count}]"
-        raise BookError(f"{where}: {reason} (executed up to there: {_short(out)})") from None
+        where = f"{name}, cell [{error.exec_count}]: {error.ename}"
+        reason = "".join(f": {line}" for line in error.evalue.strip().splitlines()[-1:])
+        raise BookError(f"{where}{reason} (executed up to there: {_short(out)})") from None
     except DeadKernelError:
         raise BookError(
             f"{name}: its Python process died, often for lack of memory "
@@ -265,14 +266,12 @@ def _copy_mathjax(target: Path) -> None:
 
 def _jupyter_book(source: Path, log: Path, strict: bool, say: Say) -> Path:
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
-    options = [*(["-W", "--keep-going"] if strict else []), str(source)]
-    plain = private_environment() | {"NO_COLOR": "1"}
+    options = [*(["-W", "-n", "--keep-going"] if strict else []), str(source)]
     with open(log, "w") as file:
-        done = subprocess.run(
-            command + options, stdout=file, stderr=subprocess.STDOUT, env=plain, check=False
-        )
+        out = {"stdout": file, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command + options, **out, env=private_environment(), check=False)
     if done.returncode:
-        lines = log.read_text().splitlines()
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text()).splitlines()
         named = [line for line in lines if "WARNING" in line or "ERROR" in line]
         say("failed\n" + "\n".join(named or lines[-20:]))
         raise BookError(

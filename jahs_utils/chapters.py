@@ -116,7 +116,7 @@ def code_version(function: Callable[..., object]) -> str:
 
 def _lasting(value: object) -> str:
     """A constant as text that is the same in every process: sets sorted, addresses left out."""
-    text = pprint.pformat(value, width=sys.maxsize, sort_dicts=False)
+    text = pprint.pformat(value, width=1, sort_dicts=False)  # sorts sets only when it breaks lines
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -154,7 +155,7 @@ def scoreboard_markdown() -> str:
         table = claims_table(chapter)
         counts = table["verdict"].value_counts()
         line = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-        parts.append(f"## {chapter}\n\n{line}.\n\n{_markdown(table)}")
+        parts.append(f"## {chapter}\n\n{line}.\n\n{markdown(table.to_numpy(), table.columns)}")
     return "\n\n".join(parts) or "No claims are on record yet."
 
 
@@ -165,10 +166,10 @@ def speed_markdown() -> str:
     parts = []
     for row in newest.values():
         versions = ", ".join(f"{k} {row.versions[k]}" for k in ("python", "torch"))
-        table = pd.DataFrame(row.metrics["table"], columns=row.metrics["columns"])
+        table = markdown(row.metrics["table"], row.metrics["columns"])
         title = f"## {row.key['kind'].upper()}: {row.device}"
         about = f"Measured on {row.finished:%Y-%m-%d} ({versions}, {row.number_format})."
-        parts.append(f"{title}\n\n{about}\n\n{_markdown(table)}")
+        parts.append(f"{title}\n\n{about}\n\n{table}")
     return "\n\n".join(parts) or "No benchmark is on record yet."
 
 
@@ -186,6 +187,9 @@ def _magnitude(value: float) -> int:
     return math.floor(math.log10(value)) if value > 0 else 0
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines)
+def markdown(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> str:
+    """A Markdown table."""
+    lines = [list(columns), ["---"] * len(columns), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )

@@ -32,10 +32,13 @@ def run(
     out: Annotated[Path | None, typer.Option(help="where the executed notebook goes")] = None,
 ) -> None:
     """Execute a chapter with papermill; the notebook in chapters/ stays as it is."""
-    from jahs_utils.book import run_chapter
+    from jahs_utils.chapters import chapter_path
     from jahs_utils.checks import PROFILES, one_of
 
     one_of(profile, PROFILES, "profile")
+    chapter_path(chapter)
+    from jahs_utils.book import run_chapter
+
     target = out or Path("runs") / f"{chapter}-{profile}.ipynb"
     seconds = run_chapter(chapter, target, profile, _parse(settings))
     typer.echo(f"{target} ({seconds:.0f} s)")

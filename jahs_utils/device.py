@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import json
 import os
@@ -21,26 +20,12 @@ from torch import nn
 
 from jahs_utils.checks import one_of
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-
 
 class NumberFormat(NamedTuple):
     """How a network computes: `precision` is "float32" or "bfloat16" (autocast)."""
 
     precision: str
     channels_last: bool
-
-
-def keep_allocator_pages() -> None:
-    """Tell glibc to keep freed pages; does nothing on other C libraries.
-
-    By default every activation above 32 MB is mapped anew and returned to the kernel, step after
-    step, and the page faults cost up to a quarter of a training step on a CPU.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def cache_folder() -> Path:

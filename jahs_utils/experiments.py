@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import math
 import os
 import platform
@@ -198,7 +199,11 @@ def read_results(chapter: str, name: str, profile: str) -> pd.DataFrame:
     frame = pd.DataFrame([r.key | r.metrics | e for r, e in zip(rows, extra)])
     key_names = list(rows[0].key)
     order = [c for c in key_names if frame[c].map(type).ne(list).all()]
-    return frame.sort_values(order, kind="stable", ignore_index=True)
+    return frame.sort_values(order, kind="stable", ignore_index=True, key=_sortable)
+
+
+def _sortable(column: pd.Series) -> pd.Series:
+    return column.map(str) if column.map(type).nunique() > 1 else column
 
 
 def obtain_rows(address: str, profile: str) -> pd.DataFrame:
@@ -403,7 +408,11 @@ def _local_cluster(workers: int) -> Iterator[Any]:
     gpus = torch.cuda.device_count()
     workers = min(workers, gpus) if gpus else workers
     threads = max(1, (os.cpu_count() or 1) // workers)
-    shared = {"JAHS_PROGRESS": "0", "OMP_NUM_THREADS": str(threads)}
+    shared = {
+        "JAHS_PROGRESS": "0",
+        "OMP_NUM_THREADS": str(threads),
+        "DASK_LOGGING__DISTRIBUTED": "warning",
+    }
     specs = {}
     for k in range(workers):
         environment = shared | ({"CUDA_VISIBLE_DEVICES": str(k)} if gpus else {})
@@ -411,8 +420,10 @@ def _local_cluster(workers: int) -> Iterator[Any]:
         specs[k] = {"cls": Nanny, "options": options}
     # A unit that kills its worker is tried on one other and then recorded as failed.
     settings = {"distributed.scheduler.allowed-failures": 1}
-    server = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1"}}
-    with dask.config.set(settings), SpecCluster(specs, scheduler=server) as cluster:
+    options = {"dashboard": False, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    server = {"cls": Scheduler, "options": options}
+    quiet = {"silence_logs": logging.WARNING}
+    with dask.config.set(settings), SpecCluster(specs, scheduler=server, **quiet) as cluster:
         yield cluster
 
 

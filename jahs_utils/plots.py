@@ -52,7 +52,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 def summarise(frame: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
     """Mean, half width of the 95 % interval and count of a column for each group, tidy."""
     groups = frame.groupby(by, sort=True)[column]
-    rows = [(*np.atleast_1d(key), *mean_interval(v), len(v)) for key, v in groups]
+    rows = [(*key, *mean_interval(v), len(v)) for key, v in groups]  # a key is a tuple
     return pd.DataFrame(rows, columns=[*by, "mean", "half_width", "count"])
 
 

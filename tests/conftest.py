@@ -2,7 +2,7 @@
 
 import linecache
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -133,14 +133,27 @@ class Book:
         linecache.clearcache()
 
 
+@pytest.fixture(scope="session")
+def make_book() -> Callable[[Path], Book]:
+    """Make a book root whose one chapter, 90_small, declares small experiments."""
+
+    def make(root: Path) -> Book:
+        made = Book(root)
+        made.write("90_small", SMALL_CHAPTER)
+        return made
+
+    return make
+
+
 @pytest.fixture
-def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Book]:
-    """A book whose one chapter, 90_small, declares small experiments."""
+def book(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_book: Callable[[Path], Book]
+) -> Iterator[Book]:
+    """A small book (see `make_book`) that JAHS_BOOK names."""
     root = tmp_path / "book"
     root.mkdir()
     monkeypatch.setenv("JAHS_BOOK", str(root))
-    made = Book(root)
-    made.write("90_small", SMALL_CHAPTER)
+    made = make_book(root)
     yield made
     for path in (root / "chapters").glob("*.ipynb"):
         made.forget(path.stem)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 EXACT, MEASURED = "sum(range(5)) + seed", "import time\n\ntime.perf_counter()"
 
 
-@pytest.fixture()
+@pytest.fixture
 def chapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`00_short`, the only chapter of a book: an exact cell and one that differs in each run."""
     cells = [

@@ -1,0 +1,247 @@
+"""Seconds per epoch: `fit` against what you would write otherwise, in one process, alternating.
+
+The same 16-32-64 ConvNet, complete Fashion-MNIST, batches of 128, SGD with momentum: a loop over
+torchvision's Dataset and a DataLoader (0 and 2 workers), Lightning's Trainer on that DataLoader,
+`fit` (on CUDA also its captured step), and five networks by `fit_population` in each of its modes
+against five times `fit`.
+Each is timed in turn, round after round, so that a drifting machine drifts for all. Accuracy over
+seeds shows that the same thing is computed.
+
+Usage: python benchmarks/training.py [--device cuda] [--rounds 3] [--share 1.0] [--record]
+--share trains on that share of the images and scales the time. --record appends the row to
+results/benchmarks/training.jsonl, from which the book's speed page is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import importlib.metadata
+import logging
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.utils.data import DataLoader
+
+from jahs_utils import evaluate, fit, load
+from jahs_utils.chapters import book_root
+from jahs_utils.claims import BENCHMARK_ROWS, markdown
+from jahs_utils.data import ImageData
+from jahs_utils.device import describe_device, fastest_format, use_device
+from jahs_utils.experiments import Results, Row
+from jahs_utils.networks import ConvNet
+from jahs_utils.populations import Member, fit_population
+
+BATCH = 128
+FIVE = 5
+
+
+class TextbookLayer(nn.Sequential):
+    """The layer as it is usually written, ReLU before the pooling."""
+
+    def __init__(self, i: int, o: int) -> None:
+        convolution = nn.Conv2d(i, o, 3, padding=1, bias=False)
+        super().__init__(convolution, nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
+
+
+def textbook_network() -> nn.Module:
+    """The 16-32-64 ConvNet as a plain nn.Sequential."""
+    layers = [TextbookLayer(i, o) for i, o in ((1, 16), (16, 32), (32, 64))]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(576, 10))
+
+
+def sgd(network: nn.Module) -> torch.optim.Optimizer:
+    parameters = network.parameters()
+    return torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+
+class ImageByImage(torchvision.datasets.FashionMNIST):
+    """torchvision's Dataset (image by image, with transforms) on the images `load` has found."""
+
+    def __init__(self, data: ImageData) -> None:
+        mean, std = (float(v) / 255 for v in (data.mean, data.std))
+        steps = [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(mean, std)]
+        self.transform, self.target_transform = torchvision.transforms.Compose(steps), None
+        self.data, self.targets = data.train_images[:, 0].cpu(), data.train_labels.cpu()
+
+
+def loader(data: ImageData, workers: int) -> DataLoader:
+    pinned = data.device.type == "cuda"
+    return DataLoader(
+        ImageByImage(data), BATCH, shuffle=True, num_workers=workers, pin_memory=pinned
+    )
+
+
+def dataloader_loop(data: ImageData, workers: int, seed: int) -> nn.Module:
+    """One epoch as in torchvision's tutorials."""
+    torch.manual_seed(seed)
+    network = textbook_network().to(data.device)
+    optimizer = sgd(network)
+    for images, labels in loader(data, workers):
+        images, labels = images.to(data.device), labels.to(data.device)
+        loss = F.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network
+
+
+class Module(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = textbook_network()
+
+    def training_step(self, batch: tuple, index: int) -> torch.Tensor:
+        images, labels = batch
+        return F.cross_entropy(self.network(images), labels)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return sgd(self.network)
+
+
+def lightning_epoch(data: ImageData, workers: int, seed: int) -> nn.Module:
+    """One epoch by Lightning's Trainer, everything optional switched off."""
+    torch.manual_seed(seed)
+    module = Module()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = lightning.Trainer(
+            accelerator="gpu" if data.device.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(module, loader(data, workers))
+    return module.network.to(data.device)
+
+
+def fit_epoch(data: ImageData, seed: int, capture: bool = False) -> nn.Module:
+    torch.manual_seed(seed)
+    network = ConvNet()
+    settings = {"epochs": 1, "lr": 0.05, "schedule": "constant", "seed": seed}
+    fit(network, data, evaluate_every=None, capture=capture, **settings)
+    return network
+
+
+def population_epoch(data: ImageData, mode: str, seed: int) -> None:
+    members = [Member(data, 0.05, seed + k) for k in range(FIVE)]
+    fit_population(ConvNet, members, epochs=1, schedule="constant", mode=mode)
+
+
+def timed(call: Callable[[], object], device: torch.device) -> tuple[float, object]:
+    start = time.perf_counter()
+    result = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def contestants(data: ImageData) -> dict[str, Callable[[int], object]]:
+    """Name -> one epoch with a seed. Names that start with "five" train five networks."""
+    calls: dict[str, Callable[[int], object]] = {
+        "DataLoader loop": lambda seed: dataloader_loop(data, 0, seed),
+        "DataLoader loop, 2 workers": lambda seed: dataloader_loop(data, 2, seed),
+        "Lightning": lambda seed: lightning_epoch(data, 0, seed),
+        "fit": lambda seed: fit_epoch(data, seed),
+    }
+    modes = ["one_by_one", "together"] + ([] if data.device.type == "cuda" else ["processes"])
+    if data.device.type == "cuda":
+        calls["fit, captured step"] = lambda seed: fit_epoch(data, seed, capture=True)
+    for mode in modes:
+        calls[f"five networks, {mode}"] = functools.partial(population_epoch, data, mode)
+    return calls
+
+
+def benchmark(data: ImageData, rounds: int, scale: float) -> list[list[str]]:
+    """Rows of name, median seconds per epoch of one network, ratio, accuracy."""
+    calls = contestants(data)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    accuracies: dict[str, list[float]] = {name: [] for name in calls}
+    for k in range(rounds):
+        for name, call in calls.items():
+            spent, network = timed(functools.partial(call, k), data.device)
+            networks = FIVE if name.startswith("five") else 1
+            seconds[name].append(spent * scale / networks)
+            if isinstance(network, nn.Module):
+                accuracies[name].append(evaluate(network, data).accuracy)
+            print(f"round {k + 1}/{rounds}  {name}: {seconds[name][-1]:.2f} s", flush=True)
+    reference = min(statistics.median(seconds[n]) for n in calls if n.startswith("DataLoader"))
+    table = []
+    for name in calls:
+        median = statistics.median(seconds[name])
+        low, high = min(seconds[name]), max(seconds[name])
+        scores = accuracies[name]
+        accuracy = f"{100 * statistics.mean(scores):.1f}" if scores else ""
+        spread = f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+        row = [name, f"{median:.2f}", f"{low:.2f} to {high:.2f}", f"{reference / median:.2f}"]
+        table.append([*row, accuracy + spread])
+    return table
+
+
+COLUMNS = [
+    "one epoch of one network",
+    "seconds (median)",
+    "lowest to highest",
+    "times the best DataLoader loop",
+    "accuracy after one epoch (%)",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--data", default="fashion_mnist")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--record", action="store_true")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", module="lightning")
+    for name in ("lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    device = use_device(arguments.device)
+    data = load(arguments.data, device=device)
+    whole = len(data.train_labels)
+    if arguments.share < 1:
+        data = data.subset(round(whole * arguments.share))
+    form = fastest_format(device)
+    start = time.perf_counter()
+    table = benchmark(data, arguments.rounds, whole / len(data.train_labels))
+    row = Row(
+        key={"kind": device.type, "device": describe_device(device), "rounds": arguments.rounds}
+        | {"share": arguments.share, "date": f"{datetime.date.today()}"},
+        status="ok",
+        metrics={"columns": COLUMNS, "table": table},
+        error=None,
+        seed=0,
+        data={"name": data.name, "checksum": data.checksum, "source": data.source},
+        code=importlib.metadata.version("jahs-utils"),
+        versions={"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in ("torch", "lightning")},
+        device=describe_device(device),
+        number_format=f"{form.precision}{' channels-last' if form.channels_last else ''}",
+        wall_seconds=time.perf_counter() - start,
+        finished=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+    )
+    print("\n" + markdown(table, COLUMNS))
+    if arguments.record:
+        path = Path(book_root()) / BENCHMARK_ROWS
+        Results(path).append(row)
+        print(f"recorded in {BENCHMARK_ROWS}")
+
+
+if __name__ == "__main__":
+    main()
