@@ -17,15 +17,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
-import importlib.metadata
 import logging
-import platform
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import lightning
 import torch
@@ -35,11 +32,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from jahs_utils import evaluate, fit, load
-from jahs_utils.chapters import book_root
+from jahs_utils.chapters import book_root, code_version
 from jahs_utils.claims import BENCHMARK_ROWS, markdown
 from jahs_utils.data import ImageData
-from jahs_utils.device import describe_device, fastest_format, use_device
-from jahs_utils.experiments import Results, Row
+from jahs_utils.device import use_device
+from jahs_utils.experiments import Results, describe_row
 from jahs_utils.networks import ConvNet
 from jahs_utils.populations import Member, fit_population
 
@@ -217,29 +214,15 @@ def main() -> None:
     whole = len(data.train_labels)
     if arguments.share < 1:
         data = data.subset(round(whole * arguments.share))
-    form = fastest_format(device)
     start = time.perf_counter()
     table = benchmark(data, arguments.rounds, whole / len(data.train_labels))
-    row = Row(
-        key={"kind": device.type, "device": describe_device(device), "rounds": arguments.rounds}
-        | {"share": arguments.share, "date": f"{datetime.date.today()}"},
-        status="ok",
-        metrics={"columns": COLUMNS, "table": table},
-        error=None,
-        seed=0,
-        data={"name": data.name, "checksum": data.checksum, "source": data.source},
-        code=importlib.metadata.version("jahs-utils"),
-        versions={"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("torch", "lightning")},
-        device=describe_device(device),
-        number_format=f"{form.precision}{' channels-last' if form.channels_last else ''}",
-        wall_seconds=time.perf_counter() - start,
-        finished=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
-    )
+    key = {"kind": device.type, "data": arguments.data, "rounds": arguments.rounds, "seed": 0}
+    key |= {"share": arguments.share, "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}
+    metrics = {"columns": COLUMNS, "table": table, "lightning": lightning.__version__}
+    row = describe_row(key, metrics, time.perf_counter() - start, code_version(benchmark))
     print("\n" + markdown(table, COLUMNS))
     if arguments.record:
-        path = Path(book_root()) / BENCHMARK_ROWS
-        Results(path).append(row)
+        Results(book_root() / BENCHMARK_ROWS).append(row)
         print(f"recorded in {BENCHMARK_ROWS}")
 
 

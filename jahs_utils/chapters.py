@@ -91,9 +91,10 @@ def exported_source(path: Path) -> str:
 
 
 def code_version(function: Callable[..., object]) -> str:
-    """Twelve hex digits that change with the source of `function` or of what it uses.
+    """Twelve hex digits that change with what `function`, or anything it uses, does.
 
     What it uses: functions, classes and constants of the same module, followed to the end.
+    Comments, layout, docstrings and the annotations of functions do not count.
     """
     module = inspect.getmodule(function)
     parts, waiting, seen = [], [function.__name__], set()
@@ -106,12 +107,27 @@ def code_version(function: Callable[..., object]) -> str:
         if inspect.isfunction(value) or inspect.isclass(value):
             if value.__module__ == module.__name__:
                 source = inspect.getsource(value)
-                parts.append(source)
-                names = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name))
+                tree = _behaviour(source)
+                parts.append(ast.unparse(tree))
+                names = (n for n in ast.walk(tree) if isinstance(n, ast.Name))
                 waiting += sorted({node.id for node in names})
         elif not inspect.ismodule(value):
             parts.append(f"{name} = {_lasting(value)}")
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
+
+
+def _behaviour(source: str) -> ast.Module:
+    """The syntax tree of `source` without docstrings and annotations of functions."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        documented = isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
 
 def _lasting(value: object) -> str:

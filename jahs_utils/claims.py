@@ -176,15 +176,10 @@ def speed_markdown() -> str:
 def _amount(value: float, spread: float | None, unit: str) -> str:
     if math.isnan(value):
         return "-"
-    digits = 2 if spread is None or math.isnan(spread) else max(1, 1 - _magnitude(spread))
-    text = f"{value:.{digits}f}"
-    if spread is not None and not math.isnan(spread) and spread > 0:
-        text += f" ± {spread:.{digits}f}"
-    return f"{text} {unit}"
-
-
-def _magnitude(value: float) -> int:
-    return math.floor(math.log10(value)) if value > 0 else 0
+    if not spread or math.isnan(spread):
+        return f"{value:.4g} {unit}"
+    digits = max(1, -math.floor(math.log10(spread)))  # down to the spread's first digit
+    return f"{value:.{digits}f} ± {spread:.{digits}f} {unit}"
 
 
 def markdown(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> str:

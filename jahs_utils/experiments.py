@@ -6,6 +6,7 @@ computes only the keys that have no row yet, so it can be killed and started aga
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -19,6 +20,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,16 +252,21 @@ def find_experiment(address: str) -> tuple[str, str, Experiment]:
 
 def compute_row(address: str, key: Key) -> Row:
     """Run one unit and describe how it came about; an exception becomes a failed row."""
-    _, _, experiment = find_experiment(address)
+    unit = find_experiment(address)[2].unit
+    start = time.perf_counter()
+    try:
+        metrics, error = _plain(unit(**key)), None
+    except Exception as problem:
+        metrics, error = {}, f"{type(problem).__name__}: {problem}"
+    return describe_row(key, metrics, time.perf_counter() - start, code_version(unit), error)
+
+
+def describe_row(
+    key: Key, metrics: dict[str, Any], seconds: float, code: str, error: str | None = None
+) -> Row:
+    """Complete a measurement, or an error, with where and how it was made."""
     device = pick_device()
     form = fastest_format(device)
-    start = time.perf_counter()
-    metrics, error = {}, None
-    try:
-        metrics = _plain(experiment.unit(**key))
-    except Exception as problem:
-        error = f"{type(problem).__name__}: {problem}"
-    seconds = time.perf_counter() - start
     data = None
     if "data" in key and error is None:
         loaded = load(key["data"])
@@ -271,7 +278,7 @@ def compute_row(address: str, key: Key) -> Row:
         error=error,
         seed=key.get("seed"),
         data=data,
-        code=code_version(experiment.unit),
+        code=code,
         versions={"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in LIBRARIES},
         device=describe_device(device),
@@ -362,40 +369,97 @@ def _on_dask(
     scheduler: str | None,
     deadline: float,
 ) -> Iterator[Row]:
-    from distributed import Client, as_completed
-    from distributed.scheduler import KilledWorker
-
+    waiting, slowest = list(missing), 0.0
+    deaths: collections.Counter[str] = collections.Counter()
+    held: dict[Any, tuple[Key, contextlib.ExitStack]] = {}
     with contextlib.ExitStack() as stack:
-        cluster = scheduler or stack.enter_context(_local_cluster(workers))
-        client = stack.enter_context(Client(cluster))
-        waiting, slowest = list(missing), 0.0
-        running = as_completed()
-        held: dict[str, tuple[Key, contextlib.ExitStack]] = {}
+        pool = _Pool(workers, scheduler)
+        stack.callback(pool.close)
 
         def submit_to_idle_workers() -> None:
-            # Counted anew each time: a cluster's workers may join late, and killed ones return.
-            lanes = max(1, len(client.scheduler_info()["workers"]))
-            while waiting and len(held) < lanes and time.monotonic() + slowest <= deadline:
+            # A key during which a worker died runs alone the next time: a second death is its own.
+            suspect = any(deaths[key_id(key)] for key, _ in held.values())
+            while waiting and len(held) < pool.lanes() and not suspect:
+                suspect = deaths[key_id(waiting[0])] > 0
+                if time.monotonic() + slowest > deadline or (suspect and held):
+                    return
                 key = waiting.pop(0)
                 claim = stack.enter_context(contextlib.ExitStack())
-                if not claim.enter_context(results.claim(key, before.get(key_id(key)))):
+                if claim.enter_context(results.claim(key, before.get(key_id(key)))):
+                    held[pool.submit(address, key)] = key, claim
+                else:
                     claim.close()
-                    continue
-                future = client.submit(compute_row, address, key, pure=False, retries=0)
-                held[future.key] = key, claim
-                running.add(future)
 
         submit_to_idle_workers()
-        for future in running:
-            key, claim = held.pop(future.key)
-            try:
-                row = future.result()
-            except KilledWorker as error:
-                row = _killed_row(address, key, str(error))
-            slowest = max(slowest, row.wall_seconds)
-            yield row  # written by the caller while the claim is held
-            claim.close()
+        while held:
+            for future in pool.finished(list(held)):
+                key, claim = held.pop(future)
+                row = pool.result(future)
+                if row is None:
+                    deaths[key_id(key)] += 1
+                    if deaths[key_id(key)] < 2:
+                        waiting.append(key)
+                        claim.close()
+                        continue
+                    code = code_version(find_experiment(address)[2].unit)
+                    row = describe_row(key, {}, 0.0, code, "KilledWorker: its process died twice")
+                slowest = max(slowest, row.wall_seconds)
+                yield row  # written by the caller while the claim is held
+                claim.close()
             submit_to_idle_workers()
+
+
+class _Pool:
+    """Workers on this machine, or of a Dask scheduler; local ones that are all lost come back."""
+
+    PATIENCE = 120.0  # seconds without any worker until new ones are started
+
+    def __init__(self, workers: int, scheduler: str | None) -> None:
+        self.workers, self.scheduler = workers, scheduler
+        self._open()
+
+    def _open(self) -> None:
+        from distributed import Client
+
+        self.stack = contextlib.ExitStack()
+        cluster = self.scheduler or self.stack.enter_context(_local_cluster(self.workers))
+        self.client = self.stack.enter_context(Client(cluster))
+        self.seen = time.monotonic()
+
+    def close(self) -> None:
+        self.stack.close()
+
+    def lanes(self) -> int:
+        """Workers at this moment: a cluster's may join late, and killed ones return."""
+        alive = len(self.client.scheduler_info(n_workers=-1)["workers"])
+        if alive:
+            self.seen = time.monotonic()
+        return max(1, alive)
+
+    def submit(self, address: str, key: Key) -> Any:
+        return self.client.submit(compute_row, address, key, pure=False, retries=0)
+
+    def finished(self, futures: Sequence[Any]) -> list[Any]:
+        """The futures that are done, after a wait; all of them if every worker was lost."""
+        from distributed import wait
+
+        with contextlib.suppress(TimeoutError):
+            return list(wait(futures, timeout=5, return_when="FIRST_COMPLETED").done)
+        self.lanes()
+        if self.scheduler is None and time.monotonic() - self.seen > self.PATIENCE:
+            self.close()
+            self._open()
+            return list(futures)
+        return []
+
+    def result(self, future: Any) -> Row | None:
+        """The row, or None when its worker died before the row was here."""
+        from distributed.scheduler import KilledWorker
+
+        try:
+            return future.result(timeout=60)
+        except (KilledWorker, CancelledError, TimeoutError):
+            return None
 
 
 @contextlib.contextmanager
@@ -408,40 +472,24 @@ def _local_cluster(workers: int) -> Iterator[Any]:
     gpus = torch.cuda.device_count()
     workers = min(workers, gpus) if gpus else workers
     threads = max(1, (os.cpu_count() or 1) // workers)
-    shared = {
-        "JAHS_PROGRESS": "0",
-        "OMP_NUM_THREADS": str(threads),
-        "DASK_LOGGING__DISTRIBUTED": "warning",
-    }
+    shared = {"JAHS_PROGRESS": "0", "OMP_NUM_THREADS": str(threads)}
+    shared |= {"MKL_NUM_THREADS": str(threads)}  # Dask sets 1, which torch would take
+    quiet = {"silence_logs": logging.ERROR}  # restarts are expected: rows tell what went wrong
     specs = {}
     for k in range(workers):
         environment = shared | ({"CUDA_VISIBLE_DEVICES": str(k)} if gpus else {})
-        options = {"nthreads": 1, "env": environment, "memory_limit": 0}
+        options = {"nthreads": 1, "env": environment, "memory_limit": 0} | quiet
         specs[k] = {"cls": Nanny, "options": options}
     # A unit that kills its worker is tried on one other and then recorded as failed.
-    settings = {"distributed.scheduler.allowed-failures": 1}
+    # The default, 15 s, gives a worker up for lost while it imports torch after a restart.
+    settings = {
+        "distributed.scheduler.allowed-failures": 1,
+        "distributed.deploy.lost-worker-timeout": "10 minutes",
+    }
     options = {"dashboard": False, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     server = {"cls": Scheduler, "options": options}
-    quiet = {"silence_logs": logging.WARNING}
     with dask.config.set(settings), SpecCluster(specs, scheduler=server, **quiet) as cluster:
         yield cluster
-
-
-def _killed_row(address: str, key: Key, reason: str) -> Row:
-    return Row(
-        key=key,
-        status="failed",
-        metrics={},
-        error=f"KilledWorker: {reason[:200]}",
-        seed=key.get("seed"),
-        data=None,
-        code=code_version(find_experiment(address)[2].unit),
-        versions={"python": platform.python_version()},
-        device="unknown",
-        number_format="unknown",
-        wall_seconds=0.0,
-        finished=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
-    )
 
 
 def _slowest(results: Results) -> float:

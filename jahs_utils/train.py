@@ -362,6 +362,20 @@ def replace_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Paramet
     return new
 
 
+def _start_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Set missing momenta of SGD to zero: its fused step takes all of them or none.
+
+    A parameter lacks one when it was added in training, or unused (no gradient) until now.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(
+                        parameter, requires_grad=False
+                    )
+
+
 def _enlarge(value: Any, old: Tensor, new: Tensor) -> Any:
     if not isinstance(value, Tensor) or value.shape != old.shape:
         return value  # a step counter
@@ -391,6 +405,7 @@ class _Step:
     ) -> None:
         self.state, self.form, self.loss = state, form, loss
         self.augment, self.mixup = augment, mixup
+        _start_momenta(state.optimizer)
 
     def __call__(self, batch: Tensor) -> Tensor:
         for group in self.state.optimizer.param_groups:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from jahs_utils.experiments import (
     Results,
+    Row,
     compute_row,
     find_experiment,
     grid,
@@ -176,7 +177,7 @@ ROW_FIELDS = {
     "wall_seconds": 0.5,
     "finished": "2026-01-01T00:00:00Z",
 }
-ROW = __import__("jahs_utils.experiments").experiments.Row.model_validate(ROW_FIELDS)
+ROW = Row.model_validate(ROW_FIELDS)
 
 
 def test_a_good_row_is_written_once(tmp_path):
@@ -276,10 +277,8 @@ def test_two_seeds_give_different_metrics(book):
 
 
 def test_a_time_limit_starts_nothing_that_would_not_be_finished(book):
-    start = time.monotonic()
-    summary = run_experiment("90_small/sleeping", "quick", limit_seconds=1.2)
-    assert time.monotonic() - start < 1.2 + 0.3
-    assert 1 <= summary.ok <= 4
+    summary = run_experiment("90_small/sleeping", "quick", limit_seconds=1.0)
+    assert 1 <= summary.ok <= 3  # of 0.3 s each: a fourth would end after 1.2 s
     assert (summary.left, summary.reason) == (20 - summary.ok, "time limit")
 
 
@@ -389,6 +388,7 @@ def cluster_run(make_book, tmp_path_factory):
                 stderr=stream,
                 text=True,
                 env=dict(os.environ),
+                timeout=240,
             )
         expected = {
             x: compute_row("90_small/killing", {"x": x}).metrics
@@ -421,7 +421,6 @@ def test_workers_leave_a_key_to_the_process_that_works_on_it(cluster_run):
 
 
 def test_a_cluster_does_not_log_its_comings_and_goings(cluster_run):
-    noise = [
-        line for line in cluster_run["log"].splitlines() if " INFO " in line or "- INFO" in line
-    ]
-    assert noise == []
+    log = cluster_run["log"]
+    assert " - INFO - " not in log
+    assert " - WARNING - " not in log

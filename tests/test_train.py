@@ -126,11 +126,7 @@ def test_evaluate_is_the_plain_loop(batch_size, digits):
         logits = model(((digits.test_images.double() - digits.mean) / digits.std).float())
     found = evaluate(model, digits, batch_size=batch_size, number_format=PLAIN)
     assert found.loss == pytest.approx(F.cross_entropy(logits, digits.test_labels).item(), rel=1e-5)
-    assert found.accuracy == (
-        logits.argmax(1) == digits.test_labels
-    ).float().mean().item().__round__(12) or found.accuracy == pytest.approx(
-        (logits.argmax(1) == digits.test_labels).double().mean().item(), abs=1e-12
-    )
+    assert found.accuracy == (logits.argmax(1) == digits.test_labels).double().mean().item()
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -164,15 +160,15 @@ def test_evaluate_takes_the_training_part(digits):
     "form", [NumberFormat("float32", True), NumberFormat("bfloat16", False)], ids=str
 )
 def test_every_number_format_learns(form, digits):
-    history = train(small_net(), digits, epochs=8, number_format=form)
+    history = train(small_net(), digits, epochs=6, number_format=form)
     assert history.number_format == form
-    assert history.final("eval_accuracy") > 0.5
+    assert history.final("eval_accuracy") > 0.4
 
 
 def test_a_training_learns_real_images():
     data = load("fashion_mnist_mini", device="cpu")
-    history = fit(small_net_28(), data, epochs=1, number_format=PLAIN, lr=0.05)
-    assert history.final("eval_accuracy") > 0.7
+    history = fit(small_net_28(), data.subset(3000), epochs=1, number_format=PLAIN, lr=0.1)
+    assert history.final("eval_accuracy") > 0.5
 
 
 def small_net_28() -> nn.Module:
@@ -332,21 +328,26 @@ class SlowToEvaluate(nn.Module):
 
     def forward(self, x):
         if not self.training:
-            time.sleep(0.5)
+            time.sleep(0.2)
         return self.net(x)
 
 
+def seconds_not_counted(model, data, **settings) -> float:
+    start = time.perf_counter()
+    history = train(model, data, **settings)
+    return time.perf_counter() - start - history.final("seconds")
+
+
 def test_time_for_evaluation_is_not_training_time(digits):
-    history = train(SlowToEvaluate(), digits, epochs=2)
-    assert history.final("seconds") < 0.5
+    assert seconds_not_counted(SlowToEvaluate(), digits, epochs=2) >= 2 * 0.2
 
 
 def test_time_in_callbacks_is_not_training_time(digits):
-    history = train(two_layers(), digits, steps=5, callbacks=[Call(lambda t: time.sleep(0.2))])
-    assert history.final("seconds") < 0.5
+    sleep = Call(lambda training: time.sleep(0.1))
+    assert seconds_not_counted(two_layers(), digits, steps=5, callbacks=[sleep]) >= 5 * 0.1
 
 
-def test_the_first_batch_of_pixels_is_whole_and_the_rest_of_an_epoch_left_out(digits):
+def test_batches_are_whole_and_the_rest_of_an_epoch_is_left_out(digits):
     sizes = []
     train(small_net(), digits, epochs=1, callbacks=[Call(lambda t: sizes.append(len(t.images)))])
     assert sizes == [32] * 6
@@ -517,11 +518,7 @@ def test_growth_keeps_the_momentum_of_the_old_entries_and_starts_the_new_at_zero
         if training.step == 3:
             grow(training.model)
 
-    class AfterGrowth(Callback):
-        """Called in the step's second round, once the first callback's growth was carried."""
-
-    # A rate of zero in step 4 and no decay: momentum is 0.9 * momentum + gradient.
-    gradients = {}
+    gradients = {}  # without decay, momentum is 0.9 * momentum + gradient
 
     def look_at_gradients(training):
         if training.step == 4:
@@ -633,6 +630,21 @@ def test_a_module_added_in_training_is_trained(digits):
 
     train(two_layers(), digits, steps=5, callbacks=[Call(add)])
     assert not torch.equal(added.weight, before)
+
+
+def test_a_parameter_unused_in_the_first_steps_is_trained_later(digits):
+    """As in a network that draws its path anew for each batch."""
+    model = two_layers()
+    model.append(nn.Linear(10, 10))
+    before = model[4].weight.detach().clone()
+    calls = []
+
+    def skip_last_layer_at_first(model, images, labels):
+        calls.append(None)
+        return F.cross_entropy((model[:4] if len(calls) <= 2 else model)(images), labels)
+
+    train(model, digits, steps=5, loss=skip_last_layer_at_first)
+    assert not torch.equal(model[4].weight, before)
 
 
 def test_a_module_taken_away_in_training_is_trained_no_more(digits):
