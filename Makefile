@@ -12,6 +12,7 @@ test: $(READY) lint
 	$(BIN)/python -m pytest
 	$(BIN)/jahs check
 	$(BIN)/jahs book --strict --set seed=1
+	JAHS_SITE=_build/html $(BIN)/python -m pytest tests/test_site.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

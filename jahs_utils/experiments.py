@@ -20,7 +20,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, Literal
 
@@ -369,33 +368,40 @@ def _on_dask(
     scheduler: str | None,
     deadline: float,
 ) -> Iterator[Row]:
+    from distributed import Client, wait
+    from distributed.scheduler import KilledWorker
+
     waiting, slowest = list(missing), 0.0
     deaths: collections.Counter[str] = collections.Counter()
     held: dict[Any, tuple[Key, contextlib.ExitStack]] = {}
     with contextlib.ExitStack() as stack:
-        pool = _Pool(workers, scheduler)
-        stack.callback(pool.close)
+        cluster = scheduler or stack.enter_context(_local_cluster(workers))
+        client = stack.enter_context(Client(cluster))
 
         def submit_to_idle_workers() -> None:
+            # Counted anew each time: a cluster's workers may join late, and killed ones return.
+            lanes = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
             # A key during which a worker died runs alone the next time: a second death is its own.
             suspect = any(deaths[key_id(key)] for key, _ in held.values())
-            while waiting and len(held) < pool.lanes() and not suspect:
+            while waiting and len(held) < lanes and not suspect:
                 suspect = deaths[key_id(waiting[0])] > 0
                 if time.monotonic() + slowest > deadline or (suspect and held):
                     return
                 key = waiting.pop(0)
                 claim = stack.enter_context(contextlib.ExitStack())
                 if claim.enter_context(results.claim(key, before.get(key_id(key)))):
-                    held[pool.submit(address, key)] = key, claim
+                    future = client.submit(compute_row, address, key, pure=False, retries=0)
+                    held[future] = key, claim
                 else:
                     claim.close()
 
         submit_to_idle_workers()
         while held:
-            for future in pool.finished(list(held)):
+            for future in wait(list(held), return_when="FIRST_COMPLETED").done:
                 key, claim = held.pop(future)
-                row = pool.result(future)
-                if row is None:
+                try:
+                    row = future.result()
+                except KilledWorker:
                     deaths[key_id(key)] += 1
                     if deaths[key_id(key)] < 2:
                         waiting.append(key)
@@ -407,59 +413,6 @@ def _on_dask(
                 yield row  # written by the caller while the claim is held
                 claim.close()
             submit_to_idle_workers()
-
-
-class _Pool:
-    """Workers on this machine, or of a Dask scheduler; local ones that are all lost come back."""
-
-    PATIENCE = 120.0  # seconds without any worker until new ones are started
-
-    def __init__(self, workers: int, scheduler: str | None) -> None:
-        self.workers, self.scheduler = workers, scheduler
-        self._open()
-
-    def _open(self) -> None:
-        from distributed import Client
-
-        self.stack = contextlib.ExitStack()
-        cluster = self.scheduler or self.stack.enter_context(_local_cluster(self.workers))
-        self.client = self.stack.enter_context(Client(cluster))
-        self.seen = time.monotonic()
-
-    def close(self) -> None:
-        self.stack.close()
-
-    def lanes(self) -> int:
-        """Workers at this moment: a cluster's may join late, and killed ones return."""
-        alive = len(self.client.scheduler_info(n_workers=-1)["workers"])
-        if alive:
-            self.seen = time.monotonic()
-        return max(1, alive)
-
-    def submit(self, address: str, key: Key) -> Any:
-        return self.client.submit(compute_row, address, key, pure=False, retries=0)
-
-    def finished(self, futures: Sequence[Any]) -> list[Any]:
-        """The futures that are done, after a wait; all of them if every worker was lost."""
-        from distributed import wait
-
-        with contextlib.suppress(TimeoutError):
-            return list(wait(futures, timeout=5, return_when="FIRST_COMPLETED").done)
-        self.lanes()
-        if self.scheduler is None and time.monotonic() - self.seen > self.PATIENCE:
-            self.close()
-            self._open()
-            return list(futures)
-        return []
-
-    def result(self, future: Any) -> Row | None:
-        """The row, or None when its worker died before the row was here."""
-        from distributed.scheduler import KilledWorker
-
-        try:
-            return future.result(timeout=60)
-        except (KilledWorker, CancelledError, TimeoutError):
-            return None
 
 
 @contextlib.contextmanager
@@ -480,10 +433,10 @@ def _local_cluster(workers: int) -> Iterator[Any]:
         environment = shared | ({"CUDA_VISIBLE_DEVICES": str(k)} if gpus else {})
         options = {"nthreads": 1, "env": environment, "memory_limit": 0} | quiet
         specs[k] = {"cls": Nanny, "options": options}
-    # A unit that kills its worker is tried on one other and then recorded as failed.
-    # The default, 15 s, gives a worker up for lost while it imports torch after a restart.
+    # The caller decides what to try again. The default of the second, 15 s, gives a worker up for
+    # lost while it imports torch after a restart.
     settings = {
-        "distributed.scheduler.allowed-failures": 1,
+        "distributed.scheduler.allowed-failures": 0,
         "distributed.deploy.lost-worker-timeout": "10 minutes",
     }
     options = {"dashboard": False, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}

@@ -56,7 +56,8 @@ def times_computed(folder: Path) -> Counter:
 
 def start_run(name: str) -> subprocess.Popen:
     code = f"from jahs_utils.experiments import *; run_experiment('90_small/{name}', 'quick')"
-    return subprocess.Popen([sys.executable, "-c", code])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: one number format for all
+    return subprocess.Popen([sys.executable, "-c", code], env=environment)
 
 
 # --- grids ----------------------------------------------------------------------------------------
