@@ -104,7 +104,7 @@ class Evaluation(NamedTuple):
 class Training:
     """What a callback sees and may change: the model's parameters, or `stop(reason)`.
 
-    images and labels: the last batch, as the network got them (None in a captured step).
+    images and labels: the last batch, as the network got them.
     """
 
     model: nn.Module
@@ -439,22 +439,20 @@ class _CapturedStep(_Step):
     def __init__(self, *settings: Any) -> None:
         super().__init__(*settings)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.stream = torch.cuda.Stream()
-        self.runs = 0
+        self.device, self.runs = self.state.data.device, 0
+        self.stream = torch.cuda.Stream(self.device)
         for group in self.state.optimizer.param_groups:
-            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(
-                self.state.data.device
-            )
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(self.device)
 
     def __call__(self, batch: Tensor) -> Tensor:
         for group in self.state.optimizer.param_groups:
             group["lr"].fill_(self.state.lr)
         if self.runs < WARM_UP_STEPS:
             self.runs += 1
-            self.stream.wait_stream(torch.cuda.current_stream())
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self.stream):
                 loss = self.step(batch)
-            torch.cuda.current_stream().wait_stream(self.stream)
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
             return loss
         if self.graph is None:
             self.batch, self.graph = batch.clone(), torch.cuda.CUDAGraph()
