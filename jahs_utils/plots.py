@@ -56,24 +56,13 @@ def summarise(frame: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*by, "mean", "half_width", "count"])
 
 
-def line_with_interval(ax: Axes, table: pd.DataFrame, x: str, label: str, **style: object) -> None:
-    """Plot `mean` over `x` of a `summarise` table, with a band for the interval."""
-    (line,) = ax.plot(table[x], table["mean"], marker="o", markersize=4, label=label, **style)
-    low, high = table["mean"] - table["half_width"], table["mean"] + table["half_width"]
-    ax.fill_between(table[x], low, high, color=line.get_color(), alpha=0.18, linewidth=0)
+def line_with_runs(
+    ax: Axes, frame: pd.DataFrame, x: str, y: str, label: str, **style: object
+) -> None:
+    """The mean of `y` over `x` as a line, and every run behind it as a dot.
 
-
-def heatmap(ax: Axes, table: pd.DataFrame, label: str, form: str = ".1f") -> None:
-    """A table of numbers as coloured cells with their values; rows and columns are labelled."""
-    values = table.to_numpy(dtype=float)
-    picture = ax.imshow(values, cmap="cividis", aspect="auto")
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
-    for (row, column), value in np.ndenumerate(values):
-        color = "white" if value < middle else "black"
-        ax.text(column, row, format(value, form), ha="center", va="center", color=color, size=9)
-    ax.set_xticks(range(len(table.columns)), [str(c) for c in table.columns])
-    ax.set_yticks(range(len(table.index)), [str(r) for r in table.index])
-    ax.set_xlabel(str(table.columns.name or ""))
-    ax.set_ylabel(str(table.index.name or ""))
-    ax.spines[:].set_visible(False)
-    ax.figure.colorbar(picture, ax=ax, label=label)
+    For few runs: dots show all there is, where an interval of two or three would hide it.
+    """
+    mean = frame.groupby(x, sort=True)[y].mean()
+    (line,) = ax.plot(mean.index, mean, label=label, **style)
+    ax.plot(frame[x], frame[y], "o", markersize=3.5, alpha=0.55, color=line.get_color())
