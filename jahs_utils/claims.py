@@ -176,7 +176,7 @@ def speed_markdown() -> str:
 def _amount(value: float, spread: float | None, unit: str) -> str:
     if math.isnan(value):
         return "-"
-    if not spread or math.isnan(spread):
+    if spread is None or math.isnan(spread) or spread <= 1e-9 * abs(value):
         return f"{value:.4g} {unit}"
     digits = max(1, -math.floor(math.log10(spread)))  # down to the spread's first digit
     return f"{value:.{digits}f} ± {spread:.{digits}f} {unit}"
