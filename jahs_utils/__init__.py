@@ -40,7 +40,7 @@ def keep_allocator_pages() -> None:
     """Tell glibc to keep freed pages; does nothing on other C libraries.
 
     By default every activation above 32 MB is mapped anew and returned to the kernel, step after
-    step, and the page faults cost up to a quarter of a training step on a CPU.
+    step, and the page faults are a measurable part of a training step on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
