@@ -160,16 +160,24 @@ def scoreboard_markdown() -> str:
 
 
 def speed_markdown() -> str:
-    """The newest benchmark row of each kind of device as Markdown tables."""
-    rows = [r for r in Results(book_root() / BENCHMARK_ROWS).rows() if r.status == "ok"]
-    newest = {row.key["kind"]: row for row in rows}  # rows are oldest first
+    """For each benchmark the newest row of each kind of device as Markdown tables.
+
+    A row's metrics may name under "versions" what it depends on; else it is torch.
+    """
     parts = []
-    for row in newest.values():
-        versions = ", ".join(f"{k} {row.versions[k]}" for k in ("python", "torch"))
-        table = markdown(row.metrics["table"], row.metrics["columns"])
-        title = f"## {row.key['kind'].upper()}: {row.device}"
-        about = f"Measured on {row.finished:%Y-%m-%d} ({versions}, {row.number_format})."
-        parts.append(f"{title}\n\n{about}\n\n{table}")
+    files = (book_root() / BENCHMARK_ROWS).parent.glob("*.jsonl")
+    for path in sorted(files, key=lambda path: (path.name != BENCHMARK_ROWS.name, path.name)):
+        rows = [row for row in Results(path).rows() if row.status == "ok"]
+        newest = {row.key["kind"]: row for row in rows}  # rows are oldest first
+        if newest:
+            parts.append(f"## {path.stem.capitalize()}")
+        for row in newest.values():
+            of_torch = f"torch {row.versions['torch']}, {row.number_format}"
+            versions = f"python {row.versions['python']}, {row.metrics.get('versions', of_torch)}"
+            table = markdown(row.metrics["table"], row.metrics["columns"])
+            title = f"### {row.key['kind'].upper()}: {row.device}"
+            about = f"Measured on {row.finished:%Y-%m-%d} ({versions})."
+            parts.append(f"{title}\n\n{about}\n\n{table}")
     return "\n\n".join(parts) or "No benchmark is on record yet."
 
 

@@ -198,7 +198,12 @@ def fit(
     orders = torch.Generator().manual_seed(int(seed))
     clock = _Clock(device, precise=seconds is not None)
 
-    with _reproducible(seed, device), ProgressBar(1.0, "training") as bar:
+    with (
+        _reproducible(seed, device),
+        _threads_kept(),
+        ProgressBar(1.0, "training") as bar,
+    ):
+        _limit_threads(model, device)
         state = Training(model, _make_optimizer(model, optimizer, lr, momentum, weight_decay), data)
         run_step = make_step(state, form, augment, mixup, loss)
         known = list(model.parameters())
@@ -215,6 +220,7 @@ def fit(
             if _changed(known, model):
                 carry_optimizer_state(state.optimizer, known, model)
                 known = list(model.parameters())
+                _limit_threads(model, device)
                 run_step = make_step(state, form, augment, mixup, loss)
             clock.resume()
 
@@ -273,7 +279,8 @@ def evaluate(
     model.to(data.device, memory_format=_layout(form)).eval()
     loss = torch.zeros((), device=data.device)
     correct = torch.zeros((), device=data.device, dtype=torch.int64)
-    with torch.inference_mode(), _autocast(data.device, form):
+    with torch.inference_mode(), _autocast(data.device, form), _threads_kept():
+        _limit_threads(model, data.device)
         for x, y in zip(images.split(batch_size), labels.split(batch_size)):
             logits = model(_arrange(data.normalize(x), form)).float()
             loss += F.cross_entropy(logits, y, reduction="sum")
@@ -287,6 +294,27 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - users' code may draw from it
     torch.manual_seed(seed)
+
+
+def _limit_threads(model: nn.Module, device: torch.device) -> None:
+    """Go on with one thread on a CPU if a convolution's channels are no multiple of 8.
+
+    With several, oneDNN's convolutions of such networks corrupt memory (torch 2.14.1): the process
+    dies some steps later. Networks that narrow gain nothing from a second thread.
+    """
+    shapes = [m.weight.shape[:2] for m in model.modules() if isinstance(m, nn.Conv2d)]
+    odd = any(out % 8 or (given % 8 and given > 3) for out, given in shapes)  # images have 1 or 3
+    if odd and device.type == "cpu":
+        torch.set_num_threads(1)
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Budget:

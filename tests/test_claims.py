@@ -27,6 +27,8 @@ CLAIM = {
     "partly": 1.0,
 }
 
+VERSIONS = {"python": "3.12.1", "torch": "2.14.1"}
+
 
 def row(accuracy, split=0, channels=(8, 8)):
     return {
@@ -160,3 +162,18 @@ def test_the_scoreboard_holds_every_claim():
 
 def test_the_speed_page_shows_the_recorded_benchmark():
     assert "DataLoader loop" in speed_markdown()
+
+
+def test_every_benchmark_has_its_place_on_the_speed_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAHS_BOOK", str(tmp_path))
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "results" / "benchmarks").mkdir(parents=True)
+    for name in ("search", "training"):
+        metrics = {"columns": ["one", "ms"], "table": [[f"a {name}", "1"]], "versions": "smac 3"}
+        whole = row(0.9) | {"key": {"kind": "cpu"}, "metrics": metrics, "versions": VERSIONS}
+        path = tmp_path / "results" / "benchmarks" / f"{name}.jsonl"
+        path.write_text(json.dumps(whole) + "\n")
+    page = speed_markdown()
+    places = [page.index(text) for text in ("## Training", "a training", "## Search", "a search")]
+    assert places == sorted(places)
+    assert "(python 3.12.1, smac 3)" in page
