@@ -104,8 +104,9 @@ class Visit:
         return f"{self.page} at {self.seen['width']} px"
 
 
-def stand_in_chapter() -> nbformat.NotebookNode:
+def stand_in_chapter(name: str) -> nbformat.NotebookNode:
     """A notebook with equations, a figure that has alternative text, and a wide table."""
+    text = STAND_IN.replace("(erank)", f"(erank-{name})").replace("`erank`", f"`erank-{name}`")
     figure = (
         "import matplotlib.pyplot as plt\n\n"
         "fig, ax = plt.subplots(figsize=(10, 3))\nax.plot([0, 1], [0, 1])\nplt.show()"
@@ -113,7 +114,7 @@ def stand_in_chapter() -> nbformat.NotebookNode:
     table = "import pandas as pd\n\npd.DataFrame([range(30)]).add_prefix('column ')"
     alt = {"mystnb": {"image": {"alt": "A line that rises from 0 to 1"}}}
     cells = [
-        new_markdown_cell(STAND_IN),
+        new_markdown_cell(text),
         new_code_cell('profile = "quick"\nseed = 0', metadata={"tags": ["parameters"]}),
         new_code_cell(figure, metadata=alt),
         new_code_cell(table),
@@ -133,7 +134,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copyfile(ROOT / name, book / name)
     (book / "chapters").mkdir()
     for name in chapter_names():
-        nbformat.write(stand_in_chapter(), book / "chapters" / f"{name}.ipynb")
+        nbformat.write(stand_in_chapter(name), book / "chapters" / f"{name}.ipynb")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAHS_BOOK", str(book))
         return build(strict=True).parent
