@@ -1,17 +1,14 @@
 """The exported code of chapters/00_training.ipynb, and its exercises."""
 
-import re
-
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from exercise_cells import Exercises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jahs_utils import load, load_chapter, read_results
-from jahs_utils.chapters import chapter_path
 from jahs_utils.networks import ConvNet, count_parameters
 
 chapter = load_chapter("00_training")
@@ -133,37 +130,21 @@ def test_one_row_repeats_bit_for_bit_and_depends_on_its_seed():
 
 @pytest.fixture(scope="module")
 def exercises():
-    """The chapter's names with its recorded rows, the exercise cells and the folded solutions."""
-    cells = nbformat.read(chapter_path("00_training"), as_version=4).cells
     recorded = chapter.label(read_results("00_training", "joint_grid", "standard"))
-    data = load("digits", device="cpu")
-    names = vars(chapter) | {"recorded": recorded, "held_out": data.hold_out(300)}
-    tasks = {
-        int(found[1]): cell.source
-        for cell in cells
-        if cell.cell_type == "code" and (found := re.search(r"def check_(\d)", cell.source))
-    }
-    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    blocks = re.findall(r"Solution (\d)\n```python\n(.*?)```", prose, flags=re.DOTALL)
-    return names, tasks, {int(number): solution for number, solution in blocks}
-
-
-def verdict(exercises: tuple, number: int, solution: str = "") -> str:
-    names, tasks, _ = exercises
-    *task, call = tasks[number].rstrip().splitlines()
-    space = names | {"ConvNet": lambda channels: ConvNet(channels, image_size=8)}
-    exec("\n".join(task) + "\n" + solution, space)
-    return eval(call, space)
+    held_out = load("digits", device="cpu").hold_out(300)
+    small = {"ConvNet": lambda channels: ConvNet(channels, image_size=8)}
+    names = vars(chapter) | {"recorded": recorded, "held_out": held_out} | small
+    return Exercises("00_training", names)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_an_exercise_without_answer_says_so(exercises, number):
-    assert verdict(exercises, number) == "no answer yet"
+    assert exercises.verdict(number) == "no answer yet"
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_the_folded_solution_passes_its_check(exercises, number):
-    assert verdict(exercises, number, exercises[2][number]).startswith("right")
+    assert exercises.verdict(number, exercises.solutions[number]).startswith("right")
 
 
 @pytest.mark.parametrize(
@@ -176,8 +157,8 @@ def test_the_folded_solution_passes_its_check(exercises, number):
     ],
 )
 def test_a_wrong_answer_does_not_pass(exercises, number, wrong):
-    assert not verdict(exercises, number, wrong).startswith(("right", "no answer"))
+    assert not exercises.verdict(number, wrong).startswith(("right", "no answer"))
 
 
 def test_the_number_of_exercise_1_is_the_one_in_its_solution(exercises):
-    assert verdict(exercises, 1, "answer_1 = 126_154") == "right"
+    assert exercises.verdict(1, "answer_1 = 126_154") == "right"

@@ -10,12 +10,12 @@ from collections import Counter
 from fractions import Fraction
 
 import ConfigSpace as cs
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from exercise_cells import Exercises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -24,7 +24,6 @@ from sklearn.gaussian_process.kernels import RBF
 from smac.intensifier.successive_halving import SuccessiveHalving
 
 from jahs_utils import load, load_chapter, read_results
-from jahs_utils.chapters import chapter_path
 from jahs_utils.networks import ResidualBlock, WideResNet, count_parameters
 from jahs_utils.search import Evaluator, Trial, smac_search
 
@@ -1863,43 +1862,26 @@ def test_a_replayed_search_finds_the_best_where_budgets_agree(recorded):
 
 @pytest.fixture(scope="module")
 def exercises():
-    """The chapter's names with its recorded networks, the exercise cells and the solutions."""
-    cells = nbformat.read(chapter_path("01_hyperband_bohb"), as_version=4).cells
     rows = read_results("01_hyperband_bohb", "fidelity", "standard")
     table = rows[rows["unit"] == "images"].reset_index(drop=True)
     errors = np.array(table["errors"].tolist(), dtype=float)
     top_ten = stats.rankdata(errors[:, -1]) <= 10
     recorded = {"table": table, "errors": errors, "top_ten": top_ten, "BUDGETS": [1, 3, 9, 27]}
-    tasks = {
-        int(found[1]): cell.source
-        for cell in cells
-        if cell.cell_type == "code" and (found := re.search(r"def check_(\d)", cell.source))
-    }
-    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    blocks = re.findall(r"Solution (\d)\n```python\n(.*?)```", prose, flags=re.DOTALL)
-    return vars(chapter) | recorded, tasks, {int(number): solution for number, solution in blocks}
-
-
-def verdict(exercises: tuple, number: int, solution: str = "") -> str:
-    names, tasks, _ = exercises
-    *task, call = tasks[number].rstrip().splitlines()
-    space = dict(names)
-    exec("\n".join(task) + "\n" + solution, space)
-    return eval(call, space)
+    return Exercises("01_hyperband_bohb", vars(chapter) | recorded)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_an_exercise_without_answer_says_so(exercises, number):
-    assert verdict(exercises, number) == "no answer yet"
+    assert exercises.verdict(number) == "no answer yet"
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_the_folded_solution_passes_its_check(exercises, number):
-    assert verdict(exercises, number, exercises[2][number]).startswith("right")
+    assert exercises.verdict(number, exercises.solutions[number]).startswith("right")
 
 
 def test_the_number_of_exercise_1_is_the_one_in_its_solution(exercises):
-    assert verdict(exercises, 1, "answer_1 = 423") == "right"
+    assert exercises.verdict(1, "answer_1 = 423") == "right"
 
 
 @pytest.mark.parametrize(
@@ -1912,4 +1894,4 @@ def test_the_number_of_exercise_1_is_the_one_in_its_solution(exercises):
     ],
 )
 def test_a_wrong_answer_does_not_pass(exercises, number, wrong):
-    assert not verdict(exercises, number, wrong).startswith(("right", "no answer"))
+    assert not exercises.verdict(number, wrong).startswith(("right", "no answer"))
