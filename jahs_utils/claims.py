@@ -104,7 +104,8 @@ def judge(claim: Claim) -> Verdict:
                 raise ValueError(f"claim {claim.id}: no column {column!r} in {answer.experiment}")
         for column, wanted in answer.where.items():
             # a list stands for itself (channels) or for any of its members (folds)
-            rows = rows[[v == wanted or _is_choice(wanted, v) for v in rows[column]]]
+            matches = [v == wanted or _is_choice(wanted, v) for v in rows[column]]
+            rows = rows[pd.Series(matches, rows.index, dtype=bool)]  # a list may be empty
         if len(rows) >= answer.least_rows:
             values = rows[answer.column].astype(float) * answer.scale
             mean = float(values.mean())

@@ -64,6 +64,12 @@ def write(tmp_path, monkeypatch):
     return write_files
 
 
+def test_a_claim_of_which_no_row_speaks_is_not_yet_run(write):
+    where = {"channels": [4, 4], "split": [0, 1], "wall_seconds": 1.0}
+    claim = write([row(0.9)], answer=CLAIM["answer"] | {"where": where})
+    assert judge(claim).verdict == "not yet run"
+
+
 @pytest.mark.parametrize(
     ("comparison", "accuracy", "verdict"),
     [
