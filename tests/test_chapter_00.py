@@ -1,14 +1,13 @@
-"""The exported code of chapters/00_training.ipynb, and its exercises."""
+"""The exported code of chapters/00_training.ipynb."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from exercise_cells import Exercises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jahs_utils import load, load_chapter, read_results
+from jahs_utils import load, load_chapter
 from jahs_utils.networks import ConvNet, count_parameters
 
 chapter = load_chapter("00_training")
@@ -123,42 +122,3 @@ def test_one_row_repeats_bit_for_bit_and_depends_on_its_seed():
     )
     assert first == again
     assert first != other
-
-
-# --- exercises ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def exercises():
-    recorded = chapter.label(read_results("00_training", "joint_grid", "standard"))
-    held_out = load("digits", device="cpu").hold_out(300)
-    small = {"ConvNet": lambda channels: ConvNet(channels, image_size=8)}
-    names = vars(chapter) | {"recorded": recorded, "held_out": held_out} | small
-    return Exercises("00_training", names)
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_an_exercise_without_answer_says_so(exercises, number):
-    assert exercises.verdict(number) == "no answer yet"
-
-
-@pytest.mark.parametrize("number", [2, 3, 4])
-def test_the_folded_solution_passes_its_check(exercises, number):
-    assert exercises.verdict(number, exercises.solutions[number]).startswith("right")
-
-
-@pytest.mark.parametrize(
-    ("number", "wrong"),
-    [
-        (1, "answer_1 = 126_153"),
-        (2, "def best_under(rows, limit):\n    return (1.0, 8, 1)"),
-        (3, "def repeated(scores, start, order):\n    return start"),
-        (4, "def warm_up(fraction, epoch):\n    return 1 - fraction"),
-    ],
-)
-def test_a_wrong_answer_does_not_pass(exercises, number, wrong):
-    assert not exercises.verdict(number, wrong).startswith(("right", "no answer"))
-
-
-def test_the_number_of_exercise_1_is_the_one_in_its_solution(exercises):
-    assert exercises.verdict(1, "answer_1 = 126_154") == "right"

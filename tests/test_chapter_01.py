@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_cells import Exercises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -23,7 +22,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 from smac.intensifier.successive_halving import SuccessiveHalving
 
-from jahs_utils import load, load_chapter, read_results
+from jahs_utils import load, load_chapter
 from jahs_utils.networks import ResidualBlock, WideResNet, count_parameters
 from jahs_utils.search import Evaluator, Trial, smac_search
 
@@ -1855,43 +1854,3 @@ def test_a_replayed_search_finds_the_best_where_budgets_agree(recorded):
     lost = [t for t in trials if t.config["row"] == 4]
     assert lost
     assert all(t.loss == math.inf for t in lost)
-
-
-# --- exercises ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def exercises():
-    rows = read_results("01_hyperband_bohb", "fidelity", "standard")
-    table = rows[rows["unit"] == "images"].reset_index(drop=True)
-    errors = np.array(table["errors"].tolist(), dtype=float)
-    top_ten = stats.rankdata(errors[:, -1]) <= 10
-    recorded = {"table": table, "errors": errors, "top_ten": top_ten, "BUDGETS": [1, 3, 9, 27]}
-    return Exercises("01_hyperband_bohb", vars(chapter) | recorded)
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_an_exercise_without_answer_says_so(exercises, number):
-    assert exercises.verdict(number) == "no answer yet"
-
-
-@pytest.mark.parametrize("number", [2, 3, 4])
-def test_the_folded_solution_passes_its_check(exercises, number):
-    assert exercises.verdict(number, exercises.solutions[number]).startswith("right")
-
-
-def test_the_number_of_exercise_1_is_the_one_in_its_solution(exercises):
-    assert exercises.verdict(1, "answer_1 = 423") == "right"
-
-
-@pytest.mark.parametrize(
-    ("number", "wrong"),
-    [
-        (1, "answer_1 = 432"),
-        (2, "def floor_first_rungs(top, eta):\n    return [eta**4, eta**3, eta**2, eta, 1]"),
-        (3, "def wasted_share(bracket):\n    return 1 - top_ten.mean()"),
-        (4, "settings_4 = {'min_budget': 3}"),
-    ],
-)
-def test_a_wrong_answer_does_not_pass(exercises, number, wrong):
-    assert not exercises.verdict(number, wrong).startswith(("right", "no answer"))
