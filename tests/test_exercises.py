@@ -36,6 +36,7 @@ NAMES = {
     "00_training": names_00,
     "01_hyperband_bohb": names_01,
     "02_north_select": lambda: vars(load_chapter("02_north_select")),
+    "03_nash": lambda: vars(load_chapter("03_nash")),
 }
 
 # answers that the folded solutions give in words
@@ -83,6 +84,30 @@ WRONG = {
             "Grow(EffectiveRank(0.5), limit=50_000))",
             "not yet: the limit",
         ),
+    ],
+    "03_nash": [
+        (1, "answer_1 = (40, 160)", "not yet"),
+        (
+            2,
+            "def identity_weights(channels, kernel):\n"
+            "    ones = torch.ones(channels, 1, kernel, kernel)\n"
+            "    return ones, torch.eye(channels)[:, :, None, None]",
+            "not yet: not the identity for 1",
+        ),
+        (
+            2,
+            "def identity_weights(channels, kernel):\n    return [torch.eye(channels)] * 2",
+            "not yet: a weight",
+        ),
+        (3, "answer_3 = 'a'", "not this one"),
+        (3, "answer_3 = 'b'", "not this one"),
+        (4, "def gentle(fraction, rung):\n    return cosine(fraction, 0)", "not yet: it jumps"),
+        (
+            4,
+            "def gentle(fraction, rung):\n    return float(fraction == 0 == rung)",
+            "not yet: the mean",
+        ),
+        (4, "def gentle(fraction, rung):\n    return 0.9", "not yet: it must start"),
     ],
 }
 
