@@ -16,10 +16,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
+from test_grids import grids_of
 
 from jahs_utils import fit, load, load_chapter
 from jahs_utils.device import cache_folder
-from jahs_utils.experiments import Results, describe_row, key_id, results_path
+from jahs_utils.experiments import Results, describe_row, results_path
 from jahs_utils.networks import ConvNet, count_parameters, network_cost
 from jahs_utils.search import smac_search
 from jahs_utils.train import SGDR, Callback, Training
@@ -1854,26 +1855,16 @@ def test_a_search_in_an_unknown_space_is_refused():
 
 # --- grids ----------------------------------------------------------------------------------------
 
-GRIDS = [
-    pytest.param(experiment, profile, id=f"{name}-{profile}")
-    for name, experiment in chapter.EXPERIMENTS.items()
-    for profile in experiment.grids
-]
+GRIDS = grids_of(chapter)
 
 
 @pytest.mark.parametrize(("experiment", "profile"), GRIDS)
-def test_every_key_can_be_given_to_its_unit(experiment, profile):
+def test_every_key_names_a_rule_and_a_selection(experiment, profile):
     for key in experiment.keys(profile):
         bound = inspect.signature(experiment.unit).bind(**key)
         rule = bound.arguments.get("rule", {})
         assert callable(chapter.make_rule(**rule))
         chapter.Selection(key.get("score", "residual"), key.get("place", "output"))
-
-
-@pytest.mark.parametrize(("experiment", "profile"), GRIDS)
-def test_no_key_is_there_twice(experiment, profile):
-    keys = experiment.keys(profile)
-    assert len({key_id(key) for key in keys}) == len(keys) > 0
 
 
 @pytest.mark.parametrize(("experiment", "profile"), GRIDS)

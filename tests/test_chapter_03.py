@@ -24,12 +24,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy import integrate, stats
+from test_grids import grids_of
 from torch import nn
 
 from jahs_utils import evaluate, fit, load, load_chapter
 from jahs_utils.chapters import book_root
 from jahs_utils.device import NumberFormat, cache_folder
-from jahs_utils.experiments import _plain, key_id
+from jahs_utils.experiments import _plain
 from jahs_utils.networks import count_parameters
 from jahs_utils.train import cosine
 
@@ -1947,26 +1948,16 @@ def test_half_of_the_layers_of_the_vanilla_model_are_convolutions():
 
 # --- grids ----------------------------------------------------------------------------------------
 
-GRIDS = [
-    pytest.param(experiment, profile, id=f"{name}-{profile}")
-    for name, experiment in chapter.EXPERIMENTS.items()
-    for profile in experiment.grids
-]
+GRIDS = grids_of(chapter)
 
 
 @pytest.mark.parametrize(("experiment", "profile"), GRIDS)
-def test_every_key_can_be_given_to_its_unit(experiment, profile):
+def test_every_key_names_a_method_and_settings_of_a_climb(experiment, profile):
     climbing = inspect.signature(chapter.hill_climb).parameters
     for key in experiment.keys(profile):
         bound = inspect.signature(experiment.unit).bind(**key)
         assert set(bound.arguments.get("settings", {})) <= set(climbing)
         assert key.get("method", "SHR") in METHODS
-
-
-@pytest.mark.parametrize(("experiment", "profile"), GRIDS)
-def test_no_key_is_there_twice(experiment, profile):
-    keys = experiment.keys(profile)
-    assert len({key_id(key) for key in keys}) == len(keys) > 0
 
 
 @pytest.mark.parametrize(("experiment", "profile"), GRIDS)
