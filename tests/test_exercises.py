@@ -37,6 +37,7 @@ NAMES = {
     "01_hyperband_bohb": names_01,
     "02_north_select": lambda: vars(load_chapter("02_north_select")),
     "03_nash": lambda: vars(load_chapter("03_nash")),
+    "04_vmo": lambda: vars(load_chapter("04_vmo")),
 }
 
 # answers that the folded solutions give in words
@@ -108,6 +109,32 @@ WRONG = {
             "not yet: the mean",
         ),
         (4, "def gentle(fraction, rung):\n    return 0.9", "not yet: it must start"),
+    ],
+    "04_vmo": [
+        (1, "answer_1 = (0.58, 0.58)", "not yet"),
+        (1, "answer_1 = (0.4, 0.0)", "not yet"),
+        (
+            2,
+            "def mask_width(choice):\n    return choice.argmax(-1) + 1.0",
+            "not yet: wrong for 5 channels",
+        ),
+        (
+            2,
+            "def mask_width(choice):\n    return choice @ torch.arange(float(choice.shape[-1]))",
+            "not yet: wrong for 1 channels",
+        ),
+        (3, "answer_3 = 'unbiased'", "not so"),
+        (
+            4,
+            "def next_temperature(t, entropy, start):\n    return max(0.001, 0.99 * t)",
+            "not yet: 0.099 after 0.1, not 0.1",
+        ),
+        (
+            4,
+            "def next_temperature(t, entropy, start):\n"
+            "    return 0.99 * t if entropy < start / 2 else t",
+            "not yet: 0.00099",
+        ),
     ],
 }
 
