@@ -66,3 +66,11 @@ def line_with_runs(
     mean = frame.groupby(x, sort=True)[y].mean()
     (line,) = ax.plot(mean.index, mean, label=label, **style)
     ax.plot(frame[x], frame[y], "o", markersize=3.5, alpha=0.55, color=line.get_color())
+
+
+def spread(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
+    """Mean and standard deviation as text, "91.4 ± 0.2"; of one value, the value."""
+    mean = f"{scale * np.mean(values):.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {scale * np.std(values, ddof=1):.{digits}f}"

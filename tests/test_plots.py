@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from jahs_utils.plots import COLORS, mean_interval, new_figure, summarise
+from jahs_utils.plots import COLORS, mean_interval, new_figure, spread, summarise
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=20).filter(lambda v: np.std(v) > 1e-6))
@@ -37,3 +37,15 @@ def test_a_figure_uses_colours_that_differ_in_lightness():
     new_figure()
     light = [np.dot(mpl.colors.to_rgb(c), (0.299, 0.587, 0.114)) for c in COLORS[:4]]
     assert np.ptp(light) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "digits", "text"),
+    [
+        ([0.91, 0.93], 100, 1, "92.0 ± 1.4"),  # sqrt(2), one degree of freedom
+        ([1, 2, 3], 1, 0, "2 ± 1"),
+        ([0.5], 100, 2, "50.00"),
+    ],
+)
+def test_a_spread_is_the_mean_and_the_sample_deviation(values, scale, digits, text):
+    assert spread(values, scale, digits) == text
