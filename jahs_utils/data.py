@@ -145,7 +145,8 @@ def load(name: str, *, device: str | torch.device = "auto", subset: int | None =
     """Load a whole data set onto the device, as uint8.
 
     name: one of `DATASETS`. subset: number of training images to keep, class shares kept.
-    Looks in `$JAHS_DATA`, the cache folder, the system's data folder, then downloads.
+    Looks in `$JAHS_DATA`, the cache folder, the system's data folder, then downloads (not
+    imagenet32 and modelnet10: the error says where they are had).
     Raises DataError, which names the file that is wrong or says how to get the set.
     """
     data = _load(one_of(name, DATASETS, "data set"), pick_device(device))
@@ -166,7 +167,10 @@ def _load(name: str, device: torch.device) -> ImageData:
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel of uint8 images (n, c, h, w), float32 (c,)."""
+    """Mean and standard deviation per channel of uint8 images (n, c, h, w), float32 (c,).
+
+    The deviation of a constant channel is given as 1.
+    """
     total = torch.zeros(images.shape[1], dtype=torch.float64, device="cpu")
     square = torch.zeros_like(total)
     for part in images.split(5000):  # integer sums are exact; pieces keep the memory small
@@ -175,7 +179,8 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
         square += part.square().sum((0, 2, 3)).cpu()
     count = images.numel() // images.shape[1]
     mean = total / count
-    std = (square / count - mean**2).clamp(min=0).sqrt().clamp(min=1e-6)
+    std = (square / count - mean**2).clamp(min=0).sqrt()
+    std[std == 0] = 1  # a channel that is constant in training must not blow up a test image
     return mean.float().to(images.device), std.float().to(images.device)
 
 
@@ -359,6 +364,18 @@ def _digits() -> Arrays:
     return Arrays(*parts, [str(k) for k in range(10)], "scikit-learn's load_digits")
 
 
+def _imagenet32() -> Arrays:
+    from jahs_utils.transfer_data import imagenet32  # here: that module imports this one
+
+    return imagenet32()
+
+
+def _modelnet10() -> Arrays:
+    from jahs_utils.transfer_data import modelnet10  # here: that module imports this one
+
+    return modelnet10()
+
+
 def _verify_all(files: list[tuple[Path, str]]) -> None:
     for path, expected in files:
         if not path.exists():
@@ -382,6 +399,8 @@ DATASETS: dict[str, Callable[[], Arrays]] = {
     "cifar100": lambda: _cifar("cifar100", tv.CIFAR100),
     "stl10": _stl10,
     "digits": _digits,
+    "imagenet32": _imagenet32,
+    "modelnet10": _modelnet10,
 }
 
 
