@@ -1,6 +1,7 @@
 """Fixtures of all tests: nothing is read from or written to the user's folders."""
 
 import linecache
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from jahs_utils import data
+from jahs_utils import data, device
 
 SMALL_CHAPTER = [
     """
@@ -89,6 +90,20 @@ EXPERIMENTS = {
 ]
 
 
+def _compute_in_float32(patch: pytest.MonkeyPatch) -> None:
+    """Keep float32 as the number format of this machine, in the cache that worker processes read.
+
+    Which format is fast differs from machine to machine; what a test compares must not.
+    """
+    plain = device.NumberFormat("float32", False)
+    with patch.context() as measured:
+        measured.setattr(device, "measure_formats", lambda _: {plain: 0.0})
+        for threads in range(1, (os.cpu_count() or 1) + 1):
+            torch.set_num_threads(threads)
+            assert device.fastest_format(torch.device("cpu")) == plain
+    device._measure_and_keep.cache_clear()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of the tests' own, no progress bars, and nothing that the caller has set."""
@@ -98,6 +113,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.delenv("JAHS_DATA", raising=False)
         patch.delenv("JAHS_BOOK", raising=False)
         threads = torch.get_num_threads()
+        _compute_in_float32(patch)
         torch.set_num_threads(1)  # ten times faster for small networks where cores are busy
         yield
         torch.set_num_threads(threads)

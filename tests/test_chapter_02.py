@@ -1671,10 +1671,11 @@ def test_a_training_as_costly_as_slow_growth_spends_its_operations(paced):
     assert spent == paced["as costly as slow"]["steps"] * step
 
 
-def test_the_score_of_a_paced_training_counts(paced):
-    found = chapter.train_paced(**PACED, growth="slow", score="least")
-    assert found["channels"] == paced["slow"]["channels"]
-    assert found["accuracy"] != paced["slow"]["accuracy"]
+def test_the_score_of_a_paced_training_counts():
+    key = PACED | {"first": [2, 2], "growth": "slow"}
+    found = [chapter.train_paced(**key, score=name) for name in ("residual", "least", "random")]
+    assert {tuple(metrics["channels"]) for metrics in found} == {(6, 9)}
+    assert len({metrics["accuracy"] for metrics in found}) > 1  # two may agree on some machine
 
 
 def test_a_paced_training_repeats_exactly(paced):

@@ -44,10 +44,9 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_format() -> Iterator[None]:
-    """Units compute in float32 on the CPU, whatever is fastest on this machine."""
+def _on_the_cpu() -> Iterator[None]:
+    """Units compute on the CPU, whatever this machine has."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jahs_utils.train.fastest_format", lambda device: FORMAT)
         patch.setenv("JAHS_DEVICE", "cpu")
         yield
 

@@ -33,11 +33,9 @@ FALSE_ALARM = 1e-5
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_format() -> Iterator[None]:
-    """Units compute in float32 on the CPU, whatever is fastest on this machine."""
+def _on_the_cpu() -> Iterator[None]:
+    """Units compute on the CPU, whatever this machine has."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("train", "experiments"):
-            patch.setattr(f"jahs_utils.{module}.fastest_format", lambda device: FORMAT)
         patch.setenv("JAHS_DEVICE", "cpu")
         yield
 
