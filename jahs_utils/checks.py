@@ -24,3 +24,12 @@ def positive(value: float, what: str) -> float:
     if not (isinstance(value, numbers.Real) and 0 < value < float("inf")):
         raise ValueError(f"{what} must be a finite number above 0, got {value!r}")
     return value
+
+
+def whole(value: int, what: str, least: int = 1, most: float = float("inf")) -> int:
+    """Return `value` if it is a whole number in these bounds; otherwise raise a ValueError."""
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (integer and least <= value <= most):
+        bounds = f"of at least {least}" if most == float("inf") else f"from {least} to {most}"
+        raise ValueError(f"{what} must be a whole number {bounds}, got {value!r}")
+    return value

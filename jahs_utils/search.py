@@ -31,7 +31,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jahs_utils.checks import positive
+from jahs_utils.checks import positive, whole
 
 if TYPE_CHECKING:
     from ConfigSpace import ConfigurationSpace
@@ -105,7 +105,7 @@ class Evaluator:
             raise ValueError(f"total must be above 0, got {total!r}")
         if limit_seconds is not None:
             positive(limit_seconds, "limit_seconds")
-        _whole(workers, 1, "workers")
+        whole(workers, "workers")
         self.trials: list[Trial] = []
         self.spent: float = 0
         self._evaluate, self.total = evaluate, total
@@ -242,11 +242,6 @@ def _plain(value: Any) -> Any:
 
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
-
-
-def _whole(value: int, least: int, what: str) -> None:
-    if not (isinstance(value, numbers.Integral) and value >= least):
-        raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
 
 
 class _Journal:
@@ -413,8 +408,8 @@ def smac_search(
     if total is not None:
         positive(total, "total")
     if trials is not None:
-        _whole(trials, 1, "trials")
-    _whole(seed, 0, "seed")
+        whole(trials, "trials")
+    whole(seed, "seed", 0)
     if len(space) == 0:
         raise ValueError(f"the space has no hyperparameters: {space!r}")
     hyperband = {"min_budget": min_budget, "max_budget": max_budget, "eta": eta, "seed": seed}

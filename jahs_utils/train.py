@@ -302,7 +302,7 @@ def _limit_threads(model: nn.Module, device: torch.device) -> None:
     With several, oneDNN's convolutions of such networks corrupt memory (torch 2.14.1): the process
     dies some steps later. Networks that narrow gain nothing from a second thread.
     """
-    shapes = [m.weight.shape[:2] for m in model.modules() if isinstance(m, nn.Conv2d)]
+    shapes = [p.shape[:2] for p in model.parameters() if p.dim() == 4]
     odd = any(out % 8 or (given % 8 and given > 3) for out, given in shapes)  # images have 1 or 3
     if odd and device.type == "cpu":
         torch.set_num_threads(1)

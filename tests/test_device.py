@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jahs_utils import device as device_module
-from jahs_utils.checks import one_of, positive
+from jahs_utils.checks import one_of, positive, whole
 from jahs_utils.device import (
     NumberFormat,
     cache_folder,
@@ -165,3 +165,17 @@ def test_numpy_numbers_above_zero_are_positive(value):
 def test_what_is_not_a_positive_number_is_named(value):
     with pytest.raises(ValueError, match=r"^lr must be a finite number above 0, got"):
         positive(value, "lr")
+
+
+@given(st.integers(-5, 5), st.integers(0, 9))
+def test_whole_numbers_in_their_bounds_are_whole(least, more):
+    assert whole(least + more, "it", least) == least + more
+    assert whole(np.int64(least), "it", least, least) == least
+
+
+@pytest.mark.parametrize("value", [0, 6, -1, 2.0, float("nan"), "1", None, True])
+def test_what_is_not_a_whole_number_in_its_bounds_is_named(value):
+    with pytest.raises(ValueError, match=r"^count must be a whole number from 1 to 5, got"):
+        whole(value, "count", 1, 5)
+    with pytest.raises(ValueError, match=r"^count must be a whole number of at least 7, got"):
+        whole(value, "count", 7)
