@@ -119,6 +119,14 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def on_the_cpu() -> Iterator[None]:
+    """Units compute on the CPU, whatever this machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAHS_DEVICE", "cpu")
+        yield
+
+
 @pytest.fixture
 def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder that JAHS_DATA names, with an empty cache beside it."""

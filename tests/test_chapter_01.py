@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import few
 from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
@@ -27,11 +28,6 @@ from jahs_utils.networks import ResidualBlock, WideResNet, count_parameters
 from jahs_utils.search import Evaluator, Trial, smac_search
 
 chapter = load_chapter("01_hyperband_bohb")
-
-
-def few(examples: int) -> settings:
-    """Settings of a property whose examples take longer than usual."""
-    return settings(max_examples=examples, deadline=None)
 
 
 # --- brackets -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from properties import SEEDS, few
 from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from test_grids import grids_of
@@ -30,16 +31,8 @@ NAN, INF = math.nan, math.inf
 MINI = "fashion_mnist_mini"
 
 
-def few(examples: int) -> settings:
-    """Settings of a property whose examples take longer than usual."""
-    return settings(max_examples=examples, deadline=None)
-
-
 def many() -> settings:
     return few(100)
-
-
-SEEDS = st.integers(0, 2**32 - 1)
 
 
 def random_matrix(seed: int, samples: int, columns: int) -> np.ndarray:

@@ -20,9 +20,10 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from properties import SEEDS, few
 from scipy import integrate, stats
 from test_grids import grids_of
 from torch import nn
@@ -34,26 +35,13 @@ from jahs_utils.experiments import _plain
 from jahs_utils.networks import count_parameters
 from jahs_utils.train import cosine
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 chapter = load_chapter("03_nash")
 BOOK = book_root()
 FORMAT = NumberFormat("float32", False)
 NAN, INF = math.nan, math.inf
 OPERATORS, METHODS = chapter.OPERATORS, chapter.METHODS
 INSERTING = {"insert convolution", "insert separable convolution"}
-SEEDS = st.integers(0, 2**32 - 1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _on_the_cpu() -> Iterator[None]:
-    """Units compute on the CPU, whatever this machine has."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAHS_DEVICE", "cpu")
-        yield
-
-
-def few(examples: int) -> settings:
-    """Settings of a property whose examples take longer than usual."""
-    return settings(max_examples=examples, deadline=None)
 
 
 def rng_of(seed: int) -> np.random.Generator:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from properties import SEEDS, few
 from scipy import special, stats
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,28 +25,13 @@ from jahs_utils.device import NumberFormat
 from jahs_utils.experiments import Results, describe_row, results_path
 from jahs_utils.networks import ConvLayer, ConvNet, ResidualBlock, WideResNet, count_parameters
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 chapter = load_chapter("04_vmo")
 NAN, INF = math.nan, math.inf
 FLOAT64 = torch.float64
 FORMAT = NumberFormat("float32", False)
 # Of a test by samples: how often it would fail for right code if the seed were not fixed.
 FALSE_ALARM = 1e-5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _on_the_cpu() -> Iterator[None]:
-    """Units compute on the CPU, whatever this machine has."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAHS_DEVICE", "cpu")
-        yield
-
-
-def few(examples: int) -> settings:
-    """Settings of a property whose examples take longer than usual."""
-    return settings(max_examples=examples, deadline=None)
-
-
-SEEDS = st.integers(0, 2**32 - 1)
 
 
 def random_numbers(seed: int, *shape: int) -> Tensor:

@@ -38,6 +38,7 @@ NAMES = {
     "02_north_select": lambda: vars(load_chapter("02_north_select")),
     "03_nash": lambda: vars(load_chapter("03_nash")),
     "04_vmo": lambda: vars(load_chapter("04_vmo")),
+    "05_smash": lambda: vars(load_chapter("05_smash")),
 }
 
 # answers that the folded solutions give in words
@@ -134,6 +135,22 @@ WRONG = {
             "def next_temperature(t, entropy, start):\n"
             "    return 0.99 * t if entropy < start / 2 else t",
             "not yet: 0.00099",
+        ),
+    ],
+    "05_smash": [
+        (1, "answer_1 = 43", "not yet"),
+        (2, "def unet_block(channels, units):\n    return resnet_block(8, 3, 16)", "not yet: who"),
+        (
+            2,
+            "def unet_block(channels, units):\n"
+            "    return Block(4, channels, (Op((1, 2), (3,), units),))",
+            "not yet: block 0, op 0: reads bank 1",
+        ),
+        (3, "def count_simple(space):\n    return 15 * 3 * 2 * 4 - 1", "not yet"),
+        (
+            4,
+            "def most_overrated(scores, errors):\n    return int(np.argmax(errors))",
+            "not yet",
         ),
     ],
 }
