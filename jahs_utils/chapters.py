@@ -24,6 +24,7 @@ from types import ModuleType
 
 import nbformat
 
+from jahs_utils import checks
 from jahs_utils.checks import one_of
 
 # A module with a path is a package to Python: chapters are its submodules, found by _Finder.
@@ -38,6 +39,9 @@ ALLOWED = (
     ast.Assign,
     ast.AnnAssign,
 )
+
+
+REFUSALS = frozenset(checks.__all__)
 
 
 def book_root() -> Path:
@@ -94,7 +98,8 @@ def code_version(function: Callable[..., object]) -> str:
     """Twelve hex digits that change with what `function`, or anything it uses, does.
 
     What it uses: functions, classes and constants of the same module, followed to the end.
-    Comments, layout, docstrings and the annotations of functions do not count.
+    Comments, layout, docstrings, annotations of functions, and statements that can do nothing but
+    refuse an argument do not count: none of them changes what an accepted call gives.
     """
     module = inspect.getmodule(function)
     parts, waiting, seen = [], [function.__name__], set()
@@ -117,8 +122,8 @@ def code_version(function: Callable[..., object]) -> str:
 
 
 def _behaviour(source: str) -> ast.Module:
-    """The syntax tree of `source` without docstrings and annotations of functions."""
-    tree = ast.parse(source)
+    """The syntax tree of `source` without docstrings, annotations and refusals of functions."""
+    tree = _WithoutRefusals().visit(ast.parse(source))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
@@ -128,6 +133,27 @@ def _behaviour(source: str) -> ast.Module:
         if documented and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return tree
+
+
+class _WithoutRefusals(ast.NodeTransformer):
+    """Drops bare calls of `jahs_utils.checks` and conditions that only refuse a value or a type.
+
+    Other errors steer what a caller does next.
+    """
+
+    def visit_Expr(self, node: ast.Expr) -> ast.stmt | None:
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        return None if isinstance(called, ast.Name) and called.id in REFUSALS else node
+
+    def visit_If(self, node: ast.If) -> ast.stmt | None:
+        raised = node.body[0].exc if isinstance(node.body[0], ast.Raise) else None
+        kind = raised.func if isinstance(raised, ast.Call) else raised
+        refuses = isinstance(kind, ast.Name) and kind.id in ("TypeError", "ValueError")
+        if refuses and not node.orelse:
+            return None
+        self.generic_visit(node)
+        node.body = node.body or [ast.Pass()]
+        return node
 
 
 def _lasting(value: object) -> str:

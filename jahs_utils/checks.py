@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable
 
-PROFILES = ("quick", "standard", "paper")
+__all__ = ["number", "one_of", "positive", "whole"]
+
+PROFILES = ("quick", "standard", "gpu", "paper")
 
 
 def one_of(value: object, choices: Iterable[str], what: str) -> str:
@@ -21,15 +24,27 @@ def one_of(value: object, choices: Iterable[str], what: str) -> str:
 
 def positive(value: float, what: str) -> float:
     """Return `value` if it is a finite number above zero; otherwise raise a ValueError."""
-    if not (isinstance(value, numbers.Real) and 0 < value < float("inf")):
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (real and 0 < value < math.inf):
         raise ValueError(f"{what} must be a finite number above 0, got {value!r}")
     return value
 
 
-def whole(value: int, what: str, least: int = 1, most: float = float("inf")) -> int:
+def whole(value: int, what: str, least: int = 1, most: float = math.inf) -> int:
     """Return `value` if it is a whole number in these bounds; otherwise raise a ValueError."""
     integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not (integer and least <= value <= most):
-        bounds = f"of at least {least}" if most == float("inf") else f"from {least} to {most}"
+        bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"{what} must be a whole number {bounds}, got {value!r}")
+    return value
+
+
+def number(value: float, what: str, least: float = -math.inf, most: float = math.inf) -> float:
+    """Return `value` if it is a finite number in these bounds; otherwise raise a ValueError."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (real and math.isfinite(value) and least <= value <= most):
+        low, high = math.isfinite(least), math.isfinite(most)
+        bounds = f" from {least} to {most}" if low and high else f" of at least {least}" * low
+        bounds = bounds or f" of at most {most}" * high
+        raise ValueError(f"{what} must be a finite number{bounds}, got {value!r}")
     return value

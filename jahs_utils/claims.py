@@ -70,25 +70,25 @@ class Verdict(NamedTuple):
     verdict: str
 
 
-def read_claims(path: Path | None = None) -> list[Claim]:
-    """All claims of `results/claims.yml`; ValueError naming the entry that is malformed."""
-    path = path or book_root() / "results" / "claims.yml"
-    try:
-        entries = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+def read_claims() -> list[Claim]:
+    """The claims of all chapters; ValueError naming the file and the entry that is malformed."""
     claims = []
-    for number, entry in enumerate(entries or [], start=1):
+    for path in sorted((book_root() / "results").glob("*/claims.yml")):
         try:
-            claims.append(Claim.model_validate(entry))
-        except pydantic.ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
-            raise ValueError(f"{path}, claim {number}: {where}: {problem['msg']}") from None
+            entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        for number, entry in enumerate(entries or [], start=1):
+            try:
+                claims.append(Claim.model_validate(entry | {"chapter": path.parent.name}))
+            except pydantic.ValidationError as error:
+                problem = error.errors()[0]
+                where = ".".join(map(str, problem["loc"]))
+                raise ValueError(f"{path}, claim {number}: {where}: {problem['msg']}") from None
     names = [claim.id for claim in claims]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{path}: two claims are named {', '.join(twice)}")
+        raise ValueError(f"two claims are named {', '.join(twice)}")
     return claims
 
 

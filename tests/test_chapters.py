@@ -192,8 +192,9 @@ def version(book, source: str) -> str:
         ("RATE = 0.1", "RATE = 0.2"),
         ('"delta"', '"epsilon"'),
         ("return x + 1", "return x + 2"),
+        ("    return x + 1", "    if x > 3:\n        raise StopIteration\n    return x + 1"),
     ],
-    ids=["itself", "helper", "class", "constant", "set", "cached helper"],
+    ids=["itself", "helper", "class", "constant", "set", "cached helper", "an error that steers"],
 )
 def test_the_version_changes_with_what_a_function_uses(old, new, book):
     assert VERSIONED.count(old) == 1
@@ -206,8 +207,12 @@ def test_the_version_changes_with_what_a_function_uses(old, new, book):
         ("UNUSED = 1", "UNUSED = 2"),
         ("def unrelated(x):\n    return x", "def unrelated(x):\n    return 2 * x"),
         ("import torch\n", "import torch\nimport os\n\n\n"),
+        (
+            "    return helper(x) if",
+            "    if x is None:\n        raise ValueError(x)\n    whole(x, 'x')\n    return helper(x) if",
+        ),
     ],
-    ids=["constant", "function", "lines moved"],
+    ids=["constant", "function", "lines moved", "refusals"],
 )
 def test_the_version_does_not_change_with_what_a_function_does_not_use(old, new, book):
     assert version(book, VERSIONED.replace(old, new, 1)) == version(book, VERSIONED)
