@@ -244,12 +244,12 @@ def stage_pages(root: Path, source: Path) -> None:
 
 
 def _fill_in(page: Path, mark: str, table: str) -> None:
-    from jahs_utils import claims
+    from jahs_utils import scoreboard
 
     text = page.read_text()
     if mark not in text:
         raise BookError(f"{page.name} has no line {mark}: its table has no place")
-    page.write_text(text.replace(mark, getattr(claims, table)()))
+    page.write_text(text.replace(mark, getattr(scoreboard, table)()))
 
 
 def _copy_mathjax(target: Path) -> None:
