@@ -109,8 +109,7 @@ def claims_table(chapter: str | None = None) -> pd.DataFrame:
             f"{claim.document}, {claim.place}",
             _amount(claim.paper.value, claim.paper.spread, claim.paper.unit),
             _measured(claim, verdict),
-            _runs(verdict)
-            + (f"; shared with {together[claim.id]}" if claim.id in together else ""),
+            _runs(verdict) + together.get(claim.id, ""),
             verdict.verdict,
         )
         for claim, verdict in ((claim, judge(claim)) for claim in claims)
