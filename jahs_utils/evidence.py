@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 LEVEL, POWER = 0.95, 0.80
-RESAMPLES = 4000
+RESAMPLES = 2000
 Statistic = Literal["mean", "median"]
 
 
@@ -108,25 +108,27 @@ def correlation(
     against: str | None = None,
 ) -> Effect:
     """Correlation of two columns, whole clusters resampled; less that of `against` with y."""
-    pairs = frame[[x, y] if against is None else [x, y, against]].astype(float)
-    if cluster:
-        groups = [
-            rows.to_numpy() for _, rows in pairs.groupby([frame[c].map(str) for c in cluster])
-        ]
-    else:
-        groups = list(pairs.to_numpy()[:, None])
-    measure = {"spearman": stats.spearmanr, "kendall": stats.kendalltau, "pearson": stats.pearsonr}
+    columns = [y, x] if against is None else [y, x, against]
+    table = frame[columns].to_numpy(dtype=float)
+    names = [frame[c].map(str) for c in cluster]
+    places = (
+        list(frame.groupby(names).indices.values()) if cluster else np.arange(len(table))[:, None]
+    )
 
-    def correlate(members: Sequence[np.ndarray]) -> float:
-        table = np.concatenate(members)
-        if min(np.ptp(table, axis=0)) == 0:
+    def correlate(rows: np.ndarray) -> float:
+        drawn = table[rows].T
+        if np.ptp(drawn, axis=1).min() == 0:
             return math.nan
-        found = [measure[method](column, table[:, 1]).statistic for column in table.T]
-        return float(found[0] - sum(found[2:]))
+        if method == "kendall":
+            found = [stats.kendalltau(drawn[0], other).statistic for other in drawn[1:]]
+        else:
+            drawn = stats.rankdata(drawn, axis=1) if method == "spearman" else drawn
+            found = np.corrcoef(drawn)[0, 1:]
+        return float(found[0] - sum(found[1:]))
 
-    if len(groups) < 3:
-        return _from_t(correlate(groups), math.inf, 0, len(groups))
-    return _from_bootstrap(correlate, [groups], len(groups))
+    if len(places) < 3:
+        return _from_t(correlate(np.arange(len(table))), math.inf, 0, len(places))
+    return _from_bootstrap(lambda picked: correlate(np.concatenate(picked)), [places], len(places))
 
 
 def trend(frame: pd.DataFrame, over: str, y: str, cluster: list[str]) -> Effect:
