@@ -6,9 +6,9 @@ import nbformat
 import pytest
 import yaml
 
-from jahs_utils import evidence
+from jahs_utils import evidence, scoreboard
 from jahs_utils.chapters import book_root, chapter_names, chapter_path
-from jahs_utils.claims import judge, read_claims
+from jahs_utils.claims import Finding, Verdict, judge, read_claims
 from jahs_utils.scoreboard import (
     claims_json,
     claims_table,
