@@ -1,0 +1,397 @@
+"""Computing missing rows: in processes, on a GPU they share or on a cluster, within a time limit.
+
+What a row will take is predicted from the rows there are; what cannot end in time is not started.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Future
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from jahs_utils.chapters import book_root, chapter_names, code_version, load_chapter
+from jahs_utils.checks import PROFILES, number, one_of, whole
+from jahs_utils.data import load
+from jahs_utils.device import describe_device, pick_device
+from jahs_utils.experiments import (
+    Key,
+    Results,
+    Row,
+    Summary,
+    compute_row,
+    describe_row,
+    find_experiment,
+    key_id,
+    listed,
+    results_path,
+)
+from jahs_utils.networks import ConvNet
+from jahs_utils.search import _become_worker, _environment
+from jahs_utils.train import fit
+
+Report = Callable[[str], object]
+
+PATIENCE = 300.0  # seconds without any worker after which a cluster is given up
+UNKNOWN = 120.0  # seconds that must be left to start a row of which nothing is known
+GPU_ROOM = 6 * 2**30  # bytes of a GPU's memory for each process that shares it
+KNEE = 1.15  # twice the processes must do this many times the work
+WORK = ("epochs", "steps", "images", "total", "trials", "depth", "width")  # proportional to time
+SPEEDS = ("results", "benchmarks", "speeds.jsonl")
+
+
+# --- how long a row takes -------------------------------------------------------------------------
+
+
+class Estimate(NamedTuple):
+    """Seconds, with a 90 % interval."""
+
+    seconds: float
+    low: float
+    high: float
+
+
+class Forecast:
+    """Predicts the seconds of an experiment's rows from its recorded ones.
+
+    Bayesian linear regression of log seconds on a key's entries: numbers by their logarithm, other
+    values one by one. The prior: seconds grow with epochs, steps and the like, and differ between
+    devices by the measured ratio of `speeds`; each of these is uncertain by a factor of about two.
+    """
+
+    def __init__(self, rows: Iterable[Row], device: str, speeds: dict[str, float]) -> None:
+        self.device, self.speeds = device, speeds
+        self.rows = [row for row in rows if row.status == "ok"]
+
+    def __call__(self, keys: Sequence[Key], processes: int | None) -> list[Estimate | None]:
+        """None when no row of the experiment is recorded."""
+        if not self.rows:
+            return [None for _ in keys]
+        from sklearn.feature_extraction import DictVectorizer
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import DotProduct
+
+        seen, seen_prior = zip(*(self._features(r.key, r.device, r.processes) for r in self.rows))
+        asked, prior = zip(*(self._features(key, self.device, processes) for key in keys))
+        table = DictVectorizer(sparse=False).fit(seen + asked)
+        model = GaussianProcessRegressor(DotProduct(4.0), alpha=0.15**2, optimizer=None)
+        seconds = np.log([max(row.wall_seconds, 1e-3) for row in self.rows])
+        model.fit(table.transform(seen), seconds - seen_prior)
+        mean, spread = model.predict(table.transform(asked), return_std=True)
+        middle, factor = np.exp(mean + prior), np.exp(1.645 * np.hypot(spread, 0.15))
+        return [Estimate(*map(float, e)) for e in zip(middle, middle / factor, middle * factor)]
+
+    def _features(self, key: Key, device: str, processes: int | None) -> tuple[dict, float]:
+        """What distinguishes a row, in units of its coefficients' spread; expected log seconds."""
+        features: dict[str, Any] = {"processes ": 0.5 * math.log(processes or 1)}
+        prior = 2.0
+        if device != self.device:
+            features["device "] = device
+            processors = [speed for d, speed in self.speeds.items() if d.endswith("threads")]
+            other = max(processors, default=0) if device.endswith("threads") else 0
+            here, there = self.speeds.get(self.device), self.speeds.get(device, other)
+            prior += math.log(here / there) if here and there else 0.0
+        for name, value in key.items():
+            values = value if isinstance(value, list) else [value]
+            if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+                features[name] = json.dumps(value, sort_keys=True)
+            elif name != "seed":
+                size = sum(abs(v) for v in values)
+                work = name.split("_")[-1] in WORK and size > 0
+                features[name] = 0.3 * math.log(size) if work else 0.5 * math.log1p(size)
+                prior += math.log(size) if work else 0.0
+        return features, prior
+
+
+def hardware() -> str:
+    """What a row that is computed in this process names as its device."""
+    return describe_device(pick_device())
+
+
+def measure_speed() -> Row:
+    """Training steps a second of a small ConvNet, and how many processes a GPU has memory for."""
+    start, device = time.perf_counter(), pick_device()
+    data = load("fashion_mnist_mini", device=device)
+    fit(ConvNet(), data, steps=5, evaluate_every=None)
+    frame = fit(ConvNet(), data, seconds=0.7, evaluate_every=None).frame
+    metrics = {"steps_per_second": float(frame.step.iloc[-1] / frame.seconds.iloc[-1]), "room": 0}
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[0] // GPU_ROOM * torch.cuda.device_count()
+        metrics["room"] = max(1, room)
+    seconds = time.perf_counter() - start
+    return describe_row({"device": hardware()}, metrics, seconds, code_version(measure_speed))
+
+
+# --- where rows are computed ----------------------------------------------------------------------
+
+
+class Here:
+    """This process, one row at a time; the base of other places."""
+
+    processes: int | None = 1
+
+    def slots(self) -> int:
+        """How many calls may run at once."""
+        return self.processes or 0
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
+        """Begin a call; what comes of it is in the future."""
+        future: Future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def close(self) -> None:
+        """End all calls and processes."""
+
+    def each(self, function: Callable[[], Any], times: int = 1) -> list[Any]:
+        """What `function` returns in so many calls at once."""
+        futures = [self.submit(function) for _ in range(times)]
+        while concurrent.futures.wait(futures, 5).not_done:
+            self.slots()  # raises when a cluster has none for too long
+        try:
+            return [future.result() for future in futures]
+        except BrokenExecutor:
+            raise ConnectionError("a process died while it loaded the book: see above") from None
+
+
+class Processes(Here):
+    """Processes that share the cores and the GPUs of this machine; one that dies is replaced."""
+
+    def __init__(self, count: int) -> None:
+        self.processes = count
+        self._idle: queue.LifoQueue = queue.LifoQueue()  # the last that worked is warm
+        self._executors = [self._start(k) for k in range(count)]
+        self.keep(count)
+
+    def _start(self, k: int) -> Any:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        # One process each, so that it is known what a process died of.
+        own = {"initializer": _become_worker, "initargs": (None, os.getpid())}
+        return ProcessPoolExecutor(1, env=_environment(k, self.processes), **own)
+
+    def keep(self, count: int) -> None:
+        """End all but `count` of the processes, which are idle."""
+        while not self._idle.empty():
+            self._idle.get()
+        for executor in self._executors[count:]:
+            executor.shutdown(kill_workers=True)
+        self.processes, self._executors = count, self._executors[:count]
+        for k in reversed(range(count)):
+            self._idle.put(k)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
+        k = self._idle.get()
+
+        def free(future: Future) -> None:
+            if isinstance(future.exception(), BrokenExecutor):
+                self._executors[k] = self._start(k)
+            self._idle.put(k)
+
+        future = self._executors[k].submit(function, *arguments)
+        future.add_done_callback(free)
+        return future
+
+    def close(self) -> None:
+        for executor in self._executors:
+            executor.shutdown(kill_workers=True)
+
+
+class Cluster(Here):
+    """The workers of a Dask scheduler, as many as there are at a time."""
+
+    processes = None
+
+    def __init__(self, address: str) -> None:
+        from distributed import Client
+
+        self.address, self._seen = address, time.monotonic()
+        self._client = self._answer(Client, address)
+        self._executor = self._client.get_executor(pure=False, retries=0)
+
+    def _answer(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return call(*arguments, **options)
+        except (OSError, RuntimeError) as error:
+            raise self._gone(f"does not answer ({type(error).__name__})") from None
+
+    def _gone(self, what: str) -> ConnectionError:
+        end = "rows are recorded up to here, start it and call again"
+        return ConnectionError(f"the Dask scheduler {self.address} {what}: {end}")
+
+    def slots(self) -> int:
+        # Asked each time: workers may join late, and those that were killed return.
+        workers = len(self._answer(self._client.scheduler_info, n_workers=-1)["workers"])
+        self._seen = time.monotonic() if workers else self._seen
+        if time.monotonic() - self._seen > PATIENCE:
+            raise self._gone(f"has had no worker for {PATIENCE:.0f} s")
+        return workers
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
+        return self._answer(self._executor.submit, function, *arguments)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def open_lanes(workers: int | None, scheduler: str | None) -> Here:
+    """A cluster or processes: `workers`, or one for each core or as many as a GPU may have."""
+    if scheduler is not None:
+        return Cluster(scheduler)
+    if workers is not None:
+        return Processes(whole(workers, "workers"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    most = 8 * torch.cuda.device_count() if pick_device().type == "cuda" else cores
+    return Processes(min(cores, most))
+
+
+# --- rows within a time limit ---------------------------------------------------------------------
+
+
+class Work:
+    """What is missing of the experiment "CHAPTER/NAME" at a profile."""
+
+    def __init__(self, address: str, profile: str, retry_failed: bool = False) -> None:
+        self.chapter, self.name, self.experiment = find_experiment(address)
+        self.address, self._state = address, None
+        self.results = Results(results_path(self.chapter, self.name, profile))
+        self.before = self.results.recorded()
+        done = {k for k, row in self.before.items() if row.status == "ok" or not retry_failed}
+        self.keys = self.experiment.keys(profile)
+        self.missing = [key for key in self.keys if key_id(key) not in done]
+
+    def learn(self, device: str, speeds: dict[str, float]) -> None:
+        """Prepare `estimates` from the rows of all profiles."""
+        files = [Results(results_path(self.chapter, self.name, p)) for p in PROFILES]
+        self.forecast = Forecast([row for file in files for row in file.rows()], device, speeds)
+
+    def estimate(self, key: Key, processes: int | None) -> Estimate | None:
+        """What the row of a missing key will take; for all of them at once, until rows come."""
+        state = processes, len(self.forecast.rows)
+        if state != self._state:
+            found = self.forecast(self.missing, processes)
+            self._estimates = dict(zip(map(key_id, self.missing), found))
+            self._state = state
+        return self._estimates[key_id(key)]
+
+    def left(self) -> list[Key]:
+        """The missing keys for which no process has recorded a row since."""
+        after, named = self.results.recorded(), {key_id(key): key for key in self.missing}
+        return [key for k, key in named.items() if after.get(k) == self.before.get(k)]
+
+
+class Job(NamedTuple):
+    """One row to compute."""
+
+    work: Work
+    key: Key
+
+
+class Run:
+    """Computes rows on lanes and records them; `ok` and `failed` count them."""
+
+    def __init__(self, lanes: Here, deadline: float, report: Report) -> None:
+        self.lanes, self.deadline, self.report = lanes, deadline, report
+        self.ok = self.failed = self._total = 0
+        self._early = max(deadline - UNKNOWN, time.monotonic() / 2 + deadline / 2)
+        self._deaths: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._running: dict[Future, tuple[Job, contextlib.ExitStack, Estimate | None]] = {}
+
+    def compute(self, waiting: list[Job]) -> list[Job]:
+        """Return the jobs for which there was no time; what runs at the deadline is ended."""
+        self._total = len(waiting)
+        with contextlib.ExitStack() as claims:
+            while True:
+                self._fill(waiting, claims)
+                slots = self.lanes.slots()
+                if not self._running and (slots or not waiting):
+                    return waiting
+                pause = max(0.0, min(5.0 if slots else 1.0, self.deadline - time.monotonic()))
+                if not self._running:
+                    time.sleep(pause)  # a cluster's workers may yet join
+                wait = concurrent.futures.wait
+                ended = wait(self._running, pause, "FIRST_COMPLETED").done
+                for future in ended:
+                    self._finish(future, waiting)
+                if not ended and time.monotonic() >= self.deadline:
+                    self.lanes.close()
+                    return [job for job, _, _ in self._running.values()] + waiting
+
+    def _fill(self, waiting: list[Job], claims: contextlib.ExitStack) -> None:
+        while waiting and len(self._running) < self.lanes.slots():
+            if (found := self._next(waiting)) is None:
+                return
+            job, estimate = found
+            claim = claims.enter_context(contextlib.ExitStack())
+            known = job.work.before.get(key_id(job.key))
+            if claim.enter_context(job.work.results.claim(job.key, known)):
+                if estimate is None and self.deadline < math.inf:
+                    self.report(f"{job.work.address}: its first row will tell how long one takes")
+                future = self.lanes.submit(compute_row, job.work.address, job.key)
+                self._running[future] = job, claim, estimate
+
+    def _next(self, waiting: list[Job]) -> tuple[Job, Estimate | None] | None:
+        """Take the first job that will end in time, if it may start now."""
+        running = [job for job, _, _ in self._running.values()]
+        if any(map(self._alone, running)):
+            return None
+        now, learning = time.monotonic(), {job.work.address for job in running}
+        for k, job in enumerate(waiting):
+            estimate = job.work.estimate(job.key, self._processes(job))
+            fits = estimate is not None and now + estimate.high <= self.deadline
+            if estimate is None:  # one row, early enough, before any other of its experiment
+                fits = now < self._early and job.work.address not in learning
+            if fits or self.deadline == math.inf:
+                return None if running and self._alone(job) else (waiting.pop(k), estimate)
+        return None
+
+    def _alone(self, job: Job) -> bool:
+        # A row whose process died may have been another's victim: a second death is its own.
+        died = self._deaths[job.work.address, key_id(job.key)]
+        return job.work.experiment.alone or died > 0
+
+    def _processes(self, job: Job) -> int | None:
+        return 1 if self._alone(job) else self.lanes.processes
+
+    def _finish(self, future: Future, waiting: list[Job]) -> None:
+        job, claim, estimate = self._running.pop(future)
+        processes, named = self._processes(job), (job.work.address, key_id(job.key))
+        row = self._row(future, job, processes)
+        if row is None:
+            waiting.append(job)
+        else:
+            expected = None if estimate is None else round(estimate.seconds, 2)
+            row = dataclasses.replace(row, predicted_seconds=expected, processes=processes)
+            if job.work.results.append(row):
+                good = row.status == "ok"
+                self.ok, self.failed = self.ok + good, self.failed + (not good)
+                outcome = listed(row.metrics) if good else " ".join(row.error.split())
+                count = f"{self.ok + self.failed}/{self._total}"
+                took = f"{row.wall_seconds:.1f} s"
+                self.report(f"  {count}  {took}  {listed(row.key)}: {outcome[:90]}")
+                if good:
+                    job.work.forecast.rows.append(row)
+        claim.close()
+
+    def _row(self, future: Future, job: Job, processes: int | None) -> Row | None:
+        """The row, or None when it is worth another try, alone."""
+        named = job.work.address, key_id(job.key)
+        try:
+            row, deaths = future.result(), 0
+            short = "out of memory" in f"{row.error} {row.metrics}".lower()
+            deaths = int(short and processes != 1)
+        except CancelledError:
+            raise ConnectionError("the Dask scheduler went away: " + RECORDED) from None
+        except Exception as error:
+            ...
