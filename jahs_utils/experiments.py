@@ -384,24 +384,19 @@ def run_experiment(
     """
     from jahs_utils import record
 
-    deadline = record.deadline_of(limit_seconds)
-    work = record.Work(address, profile, retry_failed)
-    done = len(work.experiment.keys(profile)) - len(work.missing)
-    report(f"{address} {profile}: {len(work.missing)} rows to compute, {done} recorded")
+    deadline, late = record.deadline_of(limit_seconds), []
     here = whole(workers, "workers") == 1 and scheduler is None
+    work = record.Work(address, profile, retry_failed)
+    missing, recorded = len(work.missing), len(work.keys) - len(work.missing)
+    report(f"{address} {profile}: {missing} rows to compute, {recorded} recorded")
     with contextlib.closing(
         record.Here() if here else record.open_lanes(workers, scheduler)
     ) as lanes:
         run = record.Run(lanes, deadline, report)
-        jobs = [record.Job(work, key) for key in work.missing if time.monotonic() < deadline]
-        if jobs:
-            work.forecast(record.ask(lanes, record.hardware)[0], {})
-            late = run.compute(jobs)
-    left = len(work.left())
-    reason = (
-        "complete" if not left else "time limit" if late or not jobs else "other processes at work"
-    )
-    return Summary(run.ok, run.failed, left, reason)
+        if missing:
+            work.learn(*lanes.each(record.hardware), {})
+            late = run.compute([record.Job(work, key) for key in work.missing])
+    return run.summary(len(work.left()), "time limit" if late else "")
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

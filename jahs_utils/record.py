@@ -48,6 +48,7 @@ UNKNOWN = 120.0  # seconds that must be left to start a row of which nothing is 
 GPU_ROOM = 6 * 2**30  # bytes of a GPU's memory for each process that shares it
 KNEE = 1.15  # twice the processes must do this many times the work
 WORK = ("epochs", "steps", "images", "total", "trials", "depth", "width")  # proportional to time
+AGAIN = "what was computed is recorded: start it and call again"
 SPEEDS = ("results", "benchmarks", "speeds.jsonl")
 
 
@@ -227,8 +228,7 @@ class Cluster(Here):
             raise self._gone(f"does not answer ({type(error).__name__})") from None
 
     def _gone(self, what: str) -> ConnectionError:
-        end = "rows are recorded up to here, start it and call again"
-        return ConnectionError(f"the Dask scheduler {self.address} {what}: {end}")
+        return ConnectionError(f"the Dask scheduler {self.address} {what}; {AGAIN}")
 
     def slots(self) -> int:
         # Asked each time: workers may join late, and those that were killed return.
@@ -264,7 +264,7 @@ class Work:
 
     def __init__(self, address: str, profile: str, retry_failed: bool = False) -> None:
         self.chapter, self.name, self.experiment = find_experiment(address)
-        self.address, self._state = address, None
+        self.address, self._state, self.done = address, None, set()
         self.results = Results(results_path(self.chapter, self.name, profile))
         self.before = self.results.recorded()
         done = {k for k, row in self.before.items() if row.status == "ok" or not retry_failed}
@@ -286,9 +286,10 @@ class Work:
         return self._estimates[key_id(key)]
 
     def left(self) -> list[Key]:
-        """The missing keys for which no process has recorded a row since."""
+        """The missing keys for which nobody has recorded a row since."""
         after, named = self.results.recorded(), {key_id(key): key for key in self.missing}
-        return [key for k, key in named.items() if after.get(k) == self.before.get(k)]
+        same = [k for k in named.keys() - self.done if after.get(k) == self.before.get(k)]
+        return [key for k, key in named.items() if k in same]
 
 
 class Job(NamedTuple):
@@ -328,6 +329,11 @@ class Run:
                     self.lanes.close()
                     return [job for job, _, _ in self._running.values()] + waiting
 
+    def summary(self, left: int, reason: str) -> Summary:
+        """What was done and why `left` rows are not there: `reason`, or others compute them."""
+        reason = (reason or "other processes at work") if left else "complete"
+        return Summary(self.ok, self.failed, left, reason)
+
     def _fill(self, waiting: list[Job], claims: contextlib.ExitStack) -> None:
         while waiting and len(self._running) < self.lanes.slots():
             if (found := self._next(waiting)) is None:
@@ -366,12 +372,13 @@ class Run:
 
     def _finish(self, future: Future, waiting: list[Job]) -> None:
         job, claim, estimate = self._running.pop(future)
-        processes, named = self._processes(job), (job.work.address, key_id(job.key))
+        processes = self._processes(job)
         row = self._row(future, job, processes)
         if row is None:
             waiting.append(job)
         else:
             expected = None if estimate is None else round(estimate.seconds, 2)
+            job.work.done.add(key_id(job.key))
             row = dataclasses.replace(row, predicted_seconds=expected, processes=processes)
             if job.work.results.append(row):
                 good = row.status == "ok"
@@ -388,10 +395,144 @@ class Run:
         """The row, or None when it is worth another try, alone."""
         named = job.work.address, key_id(job.key)
         try:
-            row, deaths = future.result(), 0
-            short = "out of memory" in f"{row.error} {row.metrics}".lower()
-            deaths = int(short and processes != 1)
+            row = future.result()
+            crowded = processes != 1 and "out of memory" in f"{row.error} {row.metrics}".lower()
+            self._deaths[named] += crowded
+            return None if crowded else row
         except CancelledError:
-            raise ConnectionError("the Dask scheduler went away: " + RECORDED) from None
+            raise ConnectionError(f"the Dask scheduler went away; {AGAIN}") from None
         except Exception as error:
-            ...
+            if not isinstance(error, BrokenExecutor) and type(error).__name__ != "KilledWorker":
+                raise
+            self._deaths[named] += getattr(error, "allowed_failures", 0) + 1
+        if self._deaths[named] < 2:
+            return None
+        error = f"KilledWorker: its process died {self._deaths[named]} times"
+        return describe_row(job.key, {}, 0.0, code_version(job.work.experiment.unit), error)
+
+
+def deadline_of(limit_seconds: float | None) -> float:
+    """When a limit is over, on the monotonic clock; ValueError for a limit that cannot be."""
+    if limit_seconds is None:
+        return math.inf
+    return time.monotonic() + number(limit_seconds, "limit_seconds", least=0)
+
+
+# --- all chapters ---------------------------------------------------------------------------------
+
+
+def record(
+    profile: str,
+    addresses: Sequence[str] = (),
+    *,
+    limit_seconds: float | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    dry_run: bool = False,
+    retry_failed: bool = False,
+    report: Report = lambda line: None,
+) -> Summary:
+    """Compute the missing rows of all chapters, or of `addresses`, in the order of worth.yml.
+
+    The other arguments are those of `run_experiment`; without `workers` there is a process for each
+    core, or as many as make a GPU faster. dry_run: only report what it would take.
+    """
+    deadline = deadline_of(limit_seconds)
+    works = [Work(a, profile, retry_failed) for a in _in_order(profile, addresses, report)]
+    works = [work for work in works if work.missing]
+    if not works:
+        report("no row is missing")
+        return Summary(0, 0, 0, "complete")
+    with contextlib.closing(open_lanes(workers, scheduler)) as lanes:
+        device, speeds = _calibrate(lanes, workers is None, report)
+        for work in works:
+            work.learn(device, speeds)
+        left, late = _outlook("to compute", works, lanes, report), []
+        run = Run(lanes, deadline, report)
+        if not dry_run:
+            late = run.compute([Job(work, key) for work in works for key in work.missing])
+            left = _outlook("left", works, lanes, report)
+    return run.summary(left, "dry run" if dry_run else "time limit" if late else "")
+
+
+def _in_order(profile: str, addresses: Sequence[str], report: Report) -> list[str]:
+    """The experiments that have the profile, most worth per second first."""
+    one_of(profile, PROFILES, "profile")
+    declared: dict[str, dict] = {}
+    for chapter in chapter_names():
+        try:
+            declared[chapter] = getattr(load_chapter(chapter), "EXPERIMENTS", {})
+        except ImportError as error:
+            report(f"{chapter} is left out: {error}")
+    found = [f"{c}/{n}" for c, d in declared.items() for n, e in d.items() if profile in e.grids]
+    first = _worth(profile)
+    for address in first:
+        chapter, _, name = address.partition("/")
+        one_of(chapter, chapter_names(), "chapter in results/worth.yml")
+        one_of(name, declared.get(chapter, [name]), f"experiment of {chapter} in results/worth.yml")
+    found.sort(key=lambda address: first.index(address) if address in first else len(first))
+    wanted = [one_of(a, found, f"experiment with profile {profile!r}") for a in addresses]
+    return [address for address in found if address in wanted or not wanted]
+
+
+def _worth(profile: str) -> list[str]:
+    import yaml
+
+    path = book_root() / "results" / "worth.yml"
+    with contextlib.suppress(AttributeError, TypeError, ValueError, yaml.YAMLError):
+        entries = yaml.safe_load(path.read_text(encoding="utf-8-sig") if path.exists() else "{}")
+        names = entries.get(profile, [])
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    raise ValueError(f"{path}: a list of CHAPTER/NAME is wanted under the name of each profile")
+
+
+def _calibrate(lanes: Here, choose: bool, report: Report) -> tuple[str, dict[str, float]]:
+    """The device and the speeds of all known ones; keeps as many processes as a GPU can use."""
+    (row,) = lanes.each(measure_speed)
+    known = Results(book_root().joinpath(*SPEEDS))
+    known.append(row)
+    device, room = row.key["device"], row.metrics["room"]
+    steps = {r.key["device"]: r.metrics["steps_per_second"] for r in [*known.rows(), row]}
+    together = {1: steps[device]}
+    if choose and room and lanes.processes:
+        most = max(2**k for k in range(10) if 2**k <= min(lanes.processes, room))
+        lanes.each(measure_speed, most)  # each of them starts and warms up
+        n = best = 1
+        while 2 * n <= most:
+            n *= 2
+            together[n] = sum(r.metrics["steps_per_second"] for r in lanes.each(measure_speed, n))
+            if together[n] < KNEE * together[best]:
+                break
+            best = n
+        lanes.keep(best)
+    tried = ", ".join(f"{n}: {speed:.0f}" for n, speed in together.items())
+    report(f"{device}: {_at_once(lanes)} at a time (steps a second by processes: {tried})")
+    return device, steps
+
+
+def _outlook(what: str, works: Sequence[Work], lanes: Here, report: Report) -> int:
+    """Report the rows without a record and the minutes they will take; returns their number."""
+    count, known, total = 0, 0, np.zeros(3)
+    for work in works:
+        keys, alone = work.left(), work.experiment.alone
+        found = [work.estimate(key, 1 if alone else lanes.processes) for key in keys]
+        count += len(keys)
+        times = "as long as its first row will tell"
+        if keys and None not in found:
+            seconds = np.sum(found, axis=0) / (1 if alone else min(_at_once(lanes), len(keys)))
+            known, total, times = known + len(keys), total + seconds, _minutes(seconds)
+        if keys:
+            report(f"{what}: {work.address}: {len(keys)} rows, {times}")
+    if count:
+        report(f"{what} in all: {count} rows; {_minutes(total)} for {known} of them")
+    return count
+
+
+def _at_once(lanes: Here) -> int:
+    return lanes.processes or max(1, lanes.slots())
+
+
+def _minutes(seconds: Sequence[float]) -> str:
+    middle, low, high = (f"{s / 60:.1f}" for s in seconds)
+    return f"{middle} minutes (90 %: {low} to {high})"
