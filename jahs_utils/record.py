@@ -74,23 +74,30 @@ class Forecast:
     def __init__(self, rows: Iterable[Row], device: str, speeds: dict[str, float]) -> None:
         self.device, self.speeds = device, speeds
         self.rows = [row for row in rows if row.status == "ok"]
+        self.usual: dict[str, float] = {}
 
     def __call__(self, keys: Sequence[Key], processes: int | None) -> list[Estimate | None]:
         """None when no row of the experiment is recorded."""
         if not self.rows:
             return [None for _ in keys]
+        from scipy.linalg import cho_solve
         from sklearn.feature_extraction import DictVectorizer
         from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import DotProduct
+        from sklearn.gaussian_process.kernels import RBF, DotProduct
 
         seen, seen_prior = zip(*(self._features(r.key, r.device, r.processes) for r in self.rows))
         asked, prior = zip(*(self._features(key, self.device, processes) for key in keys))
         table = DictVectorizer(sparse=False).fit(seen + asked)
-        model = GaussianProcessRegressor(DotProduct(4.0), alpha=0.15**2, optimizer=None)
+        kernel = DotProduct(4.0) + 0.2 * RBF(0.5)
+        model = GaussianProcessRegressor(kernel, alpha=0.15**2, optimizer=None)
         seconds = np.log([max(row.wall_seconds, 1e-3) for row in self.rows])
         model.fit(table.transform(seen), seconds - seen_prior)
         mean, spread = model.predict(table.transform(asked), return_std=True)
-        middle, factor = np.exp(mean + prior), np.exp(1.645 * np.hypot(spread, 0.15))
+        # Each row predicted from the others: where that is off, so is this.
+        precision = np.diag(cho_solve((model.L_, True), np.eye(len(seen))))
+        trust = max(1.0, float(np.sqrt(np.mean(np.square(model.alpha_) / precision))))
+        middle = np.exp(mean + prior)
+        factor = np.exp(1.645 * trust * np.hypot(spread, 0.15))
         return [Estimate(*map(float, e)) for e in zip(middle, middle / factor, middle * factor)]
 
     def _features(self, key: Key, device: str, processes: int | None) -> tuple[dict, float]:
@@ -110,8 +117,9 @@ class Forecast:
             elif name != "seed":
                 size = sum(abs(v) for v in values)
                 work = name.split("_")[-1] in WORK and size > 0
-                features[name] = 0.3 * math.log(size) if work else 0.5 * math.log1p(size)
-                prior += math.log(size) if work else 0.0
+                log = math.log(size) if work else math.log1p(size)
+                log -= self.usual.setdefault(name, log)  # what a key does not name is as usual
+                features[name], prior = (0.3 if work else 0.5) * log, prior + work * log
         return features, prior
 
 
