@@ -49,7 +49,7 @@ GPU_ROOM = 6 * 2**30  # bytes of a GPU's memory for each process that shares it
 KNEE = 1.15  # twice the processes must do this many times the work
 WORK = ("epochs", "steps", "images", "total", "trials", "depth", "width")  # proportional to time
 AGAIN = "what was computed is recorded: start it and call again"
-SPEEDS = ("results", "benchmarks", "speeds.jsonl")
+SPEEDS = ("results", "speeds.jsonl")
 
 
 # --- how long a row takes -------------------------------------------------------------------------
@@ -99,6 +99,11 @@ class Forecast:
         middle = np.exp(mean + prior)
         factor = np.exp(1.645 * trust * np.hypot(spread, 0.15))
         return [Estimate(*map(float, e)) for e in zip(middle, middle / factor, middle * factor)]
+
+    @property
+    def measured_here(self) -> bool:
+        """Whether a row of this device is among the recorded ones."""
+        return any(row.device == self.device for row in self.rows)
 
     def _features(self, key: Key, device: str, processes: int | None) -> tuple[dict, float]:
         """What distinguishes a row, in units of its coefficients' spread; expected log seconds."""
@@ -350,7 +355,7 @@ class Run:
             claim = claims.enter_context(contextlib.ExitStack())
             known = job.work.before.get(key_id(job.key))
             if claim.enter_context(job.work.results.claim(job.key, known)):
-                if estimate is None and self.deadline < math.inf:
+                if not job.work.forecast.measured_here and self.deadline < math.inf:
                     self.report(f"{job.work.address}: its first row will tell how long one takes")
                 future = self.lanes.submit(compute_row, job.work.address, job.key)
                 self._running[future] = job, claim, estimate
@@ -363,9 +368,11 @@ class Run:
         now, learning = time.monotonic(), {job.work.address for job in running}
         for k, job in enumerate(waiting):
             estimate = job.work.estimate(job.key, self._processes(job))
-            fits = estimate is not None and now + estimate.high <= self.deadline
-            if estimate is None:  # one row, early enough, before any other of its experiment
-                fits = now < self._early and job.work.address not in learning
+            if job.work.forecast.measured_here:
+                fits = now + estimate.high <= self.deadline
+            else:  # one row, early enough, before any other of its experiment
+                fits = now + (estimate.low if estimate else 0.0) <= self.deadline
+                fits = fits and now < self._early and job.work.address not in learning
             if fits or self.deadline == math.inf:
                 return None if running and self._alone(job) else (waiting.pop(k), estimate)
         return None
@@ -394,7 +401,8 @@ class Run:
                 outcome = listed(row.metrics) if good else " ".join(row.error.split())
                 count = f"{self.ok + self.failed}/{self._total}"
                 took = f"{row.wall_seconds:.1f} s"
-                self.report(f"  {count}  {took}  {listed(row.key)}: {outcome[:90]}")
+                key = f"{job.work.name} {listed(row.key)}"
+                self.report(f"  {count}  {took}  {key}: {outcome[:90]}")
                 if good:
                     job.work.forecast.rows.append(row)
         claim.close()
@@ -447,7 +455,7 @@ def record(
     """
     deadline = deadline_of(limit_seconds)
     works = [Work(a, profile, retry_failed) for a in _in_order(profile, addresses, report)]
-    works = [work for work in works if work.missing]
+    works = [work for work in works if work.missing and _has_data(work, report)]
     if not works:
         report("no row is missing")
         return Summary(0, 0, 0, "complete")
@@ -461,6 +469,17 @@ def record(
             late = run.compute([Job(work, key) for work in works for key in work.missing])
             left = _outlook("left", works, lanes, report)
     return run.summary(left, "dry run" if dry_run else "time limit" if late else "")
+
+
+def _has_data(work: Work, report: Report) -> bool:
+    """Whether this machine has what the keys name; else every row of them would fail."""
+    try:
+        for name in {key["data"] for key in work.missing if "data" in key}:
+            load(name, device="cpu")
+    except ValueError as error:
+        report(f"{work.address} is left out: {error}")
+        return False
+    return True
 
 
 def _in_order(profile: str, addresses: Sequence[str], report: Report) -> list[str]:

@@ -1,0 +1,311 @@
+"""Rows of all chapters: what they will take, in which order, on what, and within which time."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from jahs_utils import record as recording
+from jahs_utils.experiments import Results, Row, results_path, run_experiment
+from jahs_utils.record import Forecast, Here, Run, record
+
+ROOT = Path(__file__).parents[1]
+ROW = {
+    "key": {"x": 0},
+    "status": "ok",
+    "metrics": {},
+    "error": None,
+    "seed": None,
+    "data": None,
+    "code": "0",
+    "versions": {},
+    "device": "here",
+    "number_format": "float32",
+    "wall_seconds": 1.0,
+    "finished": "2026-01-01T00:00:00Z",
+}
+
+
+def row(seconds: float, device: str = "here", **key) -> Row:
+    return Row.read(
+        json.dumps(ROW | {"key": key, "wall_seconds": seconds, "device": device}).encode()
+    )
+
+
+def results(name: str, profile: str = "gpu") -> Results:
+    return Results(results_path("90_small", name, profile))
+
+
+def keys(name: str, profile: str = "gpu") -> list:
+    return [next(iter(row.key.values())) for row in results(name, profile).rows()]
+
+
+@pytest.fixture
+def marks(tmp_path, monkeypatch):
+    """A folder for what units leave behind."""
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    monkeypatch.setenv("MARKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def quietly(monkeypatch):
+    """`record` in this process, with a known speed, and what it reports."""
+    monkeypatch.setattr(recording, "open_lanes", lambda workers, scheduler: Here())
+    speed = dataclasses.replace(row(1.0, device=recording.hardware()), key={"device": "x"})
+    speed = dataclasses.replace(
+        speed,
+        key={"device": recording.hardware()},
+        metrics={"steps_per_second": 100.0, "room": 0},
+    )
+    monkeypatch.setattr(recording, "measure_speed", lambda: speed)
+    reported = []
+
+    def call(profile, *addresses, **options):
+        summary = record(profile, addresses, report=reported.append, **options)
+        return summary, "\n".join(reported)
+
+    return call
+
+
+# --- forecasts ------------------------------------------------------------------------------------
+
+
+def predict(rows: list[Row], speeds: dict | None = None, processes: int = 1, **key):
+    (estimate,) = Forecast(rows, "here", speeds or {})([key], processes)
+    return estimate
+
+
+def test_nothing_is_predicted_from_nothing():
+    assert predict([], epochs=1) is None
+
+
+def test_failed_rows_do_not_count():
+    assert predict([dataclasses.replace(row(1.0, epochs=1), status="failed")], epochs=1) is None
+
+
+def test_a_row_like_a_recorded_one_takes_as_long():
+    estimate = predict([row(7.0, epochs=3, seed=0)], epochs=3, seed=1)
+    assert estimate.seconds == pytest.approx(7, rel=0.1)
+    assert 4 < estimate.low < estimate.seconds < estimate.high < 12
+
+
+def test_epochs_are_work_from_the_first_row_on():
+    assert predict([row(7.0, epochs=3)], epochs=30).seconds == pytest.approx(70, rel=0.3)
+
+
+def test_what_a_number_costs_is_learnt():
+    rows = [row(0.5 * width**2, width=width, lr=lr) for width in (1, 2, 4) for lr in (0.1, 0.2)]
+    assert predict(rows, width=8, lr=0.1).seconds == pytest.approx(32, rel=0.35)
+
+
+def test_what_a_name_costs_is_learnt():
+    rows = [
+        row({"slow": 10.0, "fast": 1.0}[m], method=m, seed=s)
+        for m in ("slow", "fast")
+        for s in (0, 1)
+    ]
+    assert predict(rows, method="slow", seed=2).seconds == pytest.approx(10, rel=0.2)
+    assert predict(rows, method="fast", seed=2).seconds == pytest.approx(1, rel=0.2)
+
+
+@pytest.mark.parametrize("device", ["there", "Some processor, 2 threads"])
+def test_rows_of_another_device_are_scaled_by_the_ratio_of_speeds(device):
+    speeds = {"here": 200.0, "there": 10.0, "Another processor, 1 threads": 10.0}
+    estimate = predict([row(60.0, device, epochs=3)], speeds, epochs=3)
+    assert estimate.seconds == pytest.approx(3, rel=0.2)
+    assert estimate.high > 3 * estimate.seconds  # no row of this device says how well that holds
+
+
+def test_a_row_of_this_device_outweighs_those_of_others():
+    rows = [row(60.0, "there", epochs=e) for e in (1, 2, 3)] + [row(0.5, epochs=1)]
+    assert predict(rows, {"here": 200.0, "there": 10.0}, epochs=1).seconds == pytest.approx(
+        0.5, rel=0.2
+    )
+
+
+def test_rows_that_scatter_make_wide_intervals():
+    calm = [row(10.0, seed=s) for s in range(8)]
+    wild = [row(s, seed=k) for k, s in enumerate((2.0, 50.0, 4.0, 20.0, 3.0, 40.0, 5.0, 30.0))]
+    widths = [e.high / e.low for e in (predict(calm, seed=9), predict(wild, seed=9))]
+    assert widths[1] > 5 * widths[0]
+
+
+# --- the order of worth, and what is left out -----------------------------------------------------
+
+
+def worth(book, text: str) -> None:
+    (book.root / "results").mkdir(exist_ok=True)
+    (book.root / "results" / "worth.yml").write_text(text, encoding="utf-8")
+
+
+def test_what_is_worth_most_comes_first_and_the_rest_as_chapters_have_it(book, quietly):
+    worth(book, "gpu: [90_small/timed, 90_small/hungry]")
+    _, reported = quietly("gpu", dry_run=True)
+    listed = [line.split(":")[1].strip() for line in reported.splitlines() if "rows, " in line]
+    assert listed == [f"90_small/{n}" for n in ("timed", "hungry", "square", "lasting", "killing")]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("gpu: [90_small/squar]", r"unknown experiment of 90_small in results/worth.yml 'squar'"),
+        ("gpu: [90_smal/square]", r"unknown chapter in results/worth.yml '90_smal'"),
+        ("gpu: 90_small/square", r"worth.yml: a list of CHAPTER/NAME is wanted"),
+        ("gpu: [1]", r"worth.yml: a list of CHAPTER/NAME is wanted"),
+        ("- gpu", r"worth.yml: a list of CHAPTER/NAME is wanted"),
+        ("gpu: [", r"worth.yml: a list of CHAPTER/NAME is wanted"),
+    ],
+)
+def test_a_wrong_list_of_worth_is_one_line(book, quietly, text, complaint):
+    worth(book, text)
+    with pytest.raises(ValueError, match=rf"^[^\n]*{complaint}[^\n]*$"):
+        quietly("gpu")
+
+
+def test_the_books_own_list_names_experiments_that_exist():
+    for profile in ("standard", "gpu"):
+        assert recording._in_order(profile, (), print)
+
+
+def test_an_experiment_without_the_profile_is_no_choice(book, quietly):
+    with pytest.raises(ValueError, match=r"unknown experiment with profile 'gpu' '90_small/train'"):
+        quietly("gpu", "90_small/train")
+
+
+def test_a_chapter_that_cannot_be_imported_is_left_out_in_one_line(book, quietly):
+    book.write("91_more", ["import no_such_library\nEXPERIMENTS = {}"])
+    summary, reported = quietly("gpu", "90_small/square")
+    assert summary.reason == "complete"
+    assert "91_more is left out: No module named 'no_such_library'" in reported.splitlines()
+
+
+def test_an_experiment_whose_data_are_not_there_is_left_out_in_one_line(book, quietly, monkeypatch):
+    def nothing(name, device):
+        raise ValueError(f"{name} is nowhere")
+
+    monkeypatch.setattr(recording, "load", nothing)
+    summary, reported = quietly("quick", "90_small/train", "90_small/square")
+    assert "90_small/train is left out: digits is nowhere" in reported.splitlines()
+    assert (summary.ok, summary.reason) == (4, "complete")
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_computes_nothing_and_tells_rows_minutes_and_device(book, quietly, marks):
+    for x in (0, 1):
+        results("square").append(dataclasses.replace(row(60.0, recording.hardware()), key={"x": x}))
+    summary, reported = quietly("gpu", "90_small/square", dry_run=True)
+    assert (summary.ok, summary.left, summary.reason) == (0, 3, "dry run")
+    assert recording.hardware() in reported
+    middle = float(reported.split("90_small/square: 3 rows, ")[1].split()[0])
+    assert middle == pytest.approx(3, rel=0.2)
+    assert list(marks.iterdir()) == []
+
+
+def test_predicted_and_true_seconds_are_in_the_row(book, quietly):
+    quietly("standard", "90_small/lasting")
+    rows = results("lasting", "standard").rows()
+    assert rows[0].predicted_seconds is None
+    for found in rows[1:]:
+        assert found.predicted_seconds == pytest.approx(found.wall_seconds, rel=0.6)
+        assert found.processes == 1
+
+
+def test_what_does_not_fit_is_left_and_what_does_is_computed(book, quietly):
+    quietly("standard", "90_small/lasting")  # from which the others are predicted
+    summary, reported = quietly("gpu", "90_small/lasting", limit_seconds=5)
+    assert keys("lasting") == [30, 50]
+    assert (summary.ok, summary.left, summary.reason) == (2, 2, "time limit")
+    minutes = float(reported.split("left in all: 2 rows; ")[1].split()[0])
+    assert minutes == pytest.approx(2.5, rel=0.5)
+
+
+def test_an_unknown_row_is_not_started_late(book, monkeypatch):
+    monkeypatch.setattr(recording, "UNKNOWN", 1.0)
+    work = recording.Work("90_small/square", "gpu")
+    work.learn("here", {})
+    begun = time.monotonic() - 10
+    monkeypatch.setattr(recording.time, "monotonic", itertools.count(begun, 0.001).__next__)
+    run = Run(Here(), begun + 5, print)
+    monkeypatch.setattr(recording.time, "monotonic", itertools.count(begun + 4.5, 0.001).__next__)
+    assert len(run.compute([recording.Job(work, key) for key in work.missing])) == 5
+
+
+def test_the_first_row_of_an_experiment_says_that_it_is_the_calibration(book, quietly):
+    _, reported = quietly("gpu", "90_small/square", limit_seconds=60)
+    told = "90_small/square: its first row will tell how long one takes"
+    assert reported.splitlines().count(told) == 1
+
+
+def test_the_speed_of_a_device_is_kept_beside_the_rows(book, quietly):
+    quietly("gpu", "90_small/square")
+    quietly("standard", "90_small/square")
+    (speed,) = Results(book.root / "results" / "speeds.jsonl").rows()
+    assert speed.key == {"device": recording.hardware()}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"limit_seconds": float("nan")}, "limit_seconds must be a finite number of at least 0"),
+        ({"limit_seconds": -1.0}, "limit_seconds must be a finite number of at least 0"),
+        ({"workers": 0}, "workers must be a whole number of at least 1"),
+        ({"workers": 1.5}, "workers must be a whole number of at least 1"),
+    ],
+)
+@pytest.mark.parametrize("function", [record, run_experiment])
+def test_numbers_that_cannot_be_are_refused_in_one_line(book, function, options, complaint):
+    address = ["90_small/square"] if function is record else "90_small/square"
+    arguments = ("gpu", address) if function is record else (address, "gpu")
+    with pytest.raises(ValueError, match=rf"^{complaint}[^\n]*$"):
+        function(*arguments, **options)
+
+
+# --- the number of processes on a GPU -------------------------------------------------------------
+
+
+class Card(recording.Processes):
+    """Eight processes on a pretended GPU of which `steps` tells what so many do together."""
+
+    def __init__(self, steps: dict[int, float], room: int) -> None:
+        self.processes, self.steps, self.room = 8, steps, room
+
+    def each(self, function, times=1):
+        metrics = {"steps_per_second": self.steps[times] / times, "room": self.room}
+        return [dataclasses.replace(row(1.0), key={"device": "card"}, metrics=metrics)] * times
+
+    def keep(self, count):
+        self.processes = count
+
+
+@pytest.mark.parametrize(
+    ("steps", "room", "kept"),
+    [
+        ({1: 100, 2: 200, 4: 390, 8: 700}, 20, 8),
+        ({1: 100, 2: 180, 4: 300, 8: 310}, 20, 4),
+        ({1: 100, 2: 105, 4: 300, 8: 900}, 20, 1),
+        ({1: 100, 2: 200, 4: 390, 8: 700}, 3, 2),
+        ({1: 100}, 1, 1),
+    ],
+)
+def test_processes_share_a_gpu_up_to_the_knee_and_its_memory(book, steps, room, kept):
+    card = Card(steps, room)
+    recording._calibrate(card, True, print)
+    assert card.processes == kept
+
+
+def test_a_number_of_processes_that_was_asked_for_is_kept(book):
+    card = Card({1: 100, 2: 100}, 20)
+    recording._calibrate(card, False, print)
+    assert card.processes == 8
