@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import queue
@@ -231,6 +232,7 @@ class Cluster(Here):
         from distributed import Client
 
         self.address, self._seen = address, time.monotonic()
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # one line is enough
         self._client = self._answer(Client, address)
         self._executor = self._client.get_executor(pure=False, retries=0)
 
@@ -245,7 +247,10 @@ class Cluster(Here):
 
     def slots(self) -> int:
         # Asked each time: workers may join late, and those that were killed return.
-        workers = len(self._answer(self._client.scheduler_info, n_workers=-1)["workers"])
+        info = self._answer(self._client.scheduler_info, n_workers=-1)
+        if "workers" not in info:
+            raise self._gone("went away")
+        workers = len(info["workers"])
         self._seen = time.monotonic() if workers else self._seen
         if time.monotonic() - self._seen > PATIENCE:
             raise self._gone(f"has had no worker for {PATIENCE:.0f} s")

@@ -1,5 +1,6 @@
 """Rows of all chapters: what they will take, in which order, on what, and within which time."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -7,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -173,8 +173,9 @@ def test_a_wrong_list_of_worth_is_one_line(book, quietly, text, complaint):
 
 
 def test_the_books_own_list_names_experiments_that_exist():
-    for profile in ("standard", "gpu"):
-        assert recording._in_order(profile, (), print)
+    listed = recording._worth("gpu")
+    assert len(set(listed)) == len(listed) > 0
+    recording._in_order("gpu", (), print)  # refuses names that do not exist
 
 
 def test_an_experiment_without_the_profile_is_no_choice(book, quietly):
@@ -309,3 +310,232 @@ def test_a_number_of_processes_that_was_asked_for_is_kept(book):
     card = Card({1: 100, 2: 100}, 20)
     recording._calibrate(card, False, print)
     assert card.processes == 8
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+JAHS = [sys.executable, "-m", "jahs_utils.cli"]
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    paths = [str(folder), str(ROOT)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | more
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "zombie" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+
+
+def within(seconds: float, condition) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+MISSING = """
+import sys
+
+class Missing:
+    NAMES = set("smac ConfigSpace papermill jupyter_client nbclient nbformat IPython ipykernel "
+                "dask distributed platformdirs tqdm lightning matplotlib".split())
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.NAMES:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.fixture(scope="module")
+def bare_run(make_book, tmp_path_factory):
+    """The command on two processes of a machine that lacks most of what the book installs."""
+    root = tmp_path_factory.mktemp("bare")
+    book = make_book(root)
+    book.write("91_smac", ["from smac import Scenario\nEXPERIMENTS = {}"])
+    (root / "sitecustomize.py").write_text(MISSING, encoding="utf-8")
+    (root / "marks").mkdir()
+    done = subprocess.run(
+        [*JAHS, "record", "--profile", "gpu", "--workers", "2"]
+        + [f"90_small/{name}" for name in ("timed", "hungry", "killing", "square")],
+        env=environment(root, JAHS_BOOK=str(root), MARKS=str(root / "marks")),
+        cwd=root,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAHS_BOOK", str(root))
+        rows = {n: results(n).rows() for n in ("timed", "hungry", "killing", "square")}
+    return root, done, rows
+
+
+def test_rows_are_recorded_on_a_bare_machine(bare_run):
+    _, done, rows = bare_run
+    assert [len(found) for found in rows.values()] == [3, 2, 4, 5], done.stdout
+    assert "smac" not in rows["square"][0].versions
+    assert rows["square"][0].versions["jahs-utils"]
+    assert done.stdout.splitlines()[-1] == "13 rows, 1 failed, 0 left: complete"
+
+
+def test_rows_need_no_pydantic(book, tmp_path):
+    # Newer versions of typer do, so that the command cannot be tried without.
+    hook = MISSING.replace('set("', 'set("typer pydantic yaml ')
+    (tmp_path / "sitecustomize.py").write_text(hook, encoding="utf-8")
+    code = "from jahs_utils.experiments import *; print(run_experiment('90_small/square', 'gpu'))"
+    subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), check=True, timeout=100)
+    assert keys("square") == [0, 1, 2, 3, 4]
+
+
+def test_a_bare_machine_says_which_chapter_it_leaves_out(bare_run):
+    assert "91_smac is left out: No module named 'smac'" in bare_run[1].stdout.splitlines()
+
+
+def test_rows_that_measure_times_have_none_beside_them(bare_run):
+    root, _, rows = bare_run
+    texts = [path.read_text(encoding="utf-8") for path in (root / "marks").glob("timed-*")]
+    spans = sorted(tuple(map(float, text.split())) for text in texts)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    assert {found.processes for found in rows["timed"]} == {1}
+
+
+def test_memory_that_ran_out_beside_others_is_tried_again_alone(bare_run):
+    assert [(r.status, r.processes) for r in bare_run[2]["hungry"]] == [("ok", 1)] * 2
+
+
+def test_a_row_says_how_many_processes_shared_the_machine(bare_run):
+    assert {found.processes for found in bare_run[2]["square"]} == {2}
+
+
+def test_a_row_that_kills_its_process_is_a_failed_row_and_the_others_are_kept(bare_run):
+    errors = {row.key["x"]: row.error for row in bare_run[2]["killing"]}
+    assert errors.pop(1) == "KilledWorker: its process died 2 times"
+    assert errors == {0: None, 2: None, 3: None}
+
+
+def test_what_runs_at_the_deadline_is_ended_and_left(book):
+    lanes = recording.Processes(1)
+    (pid,) = lanes.each(os.getpid)
+    work = recording.Work("90_small/lasting", "gpu")
+    work.learn(*lanes.each(recording.hardware), {})
+    start = time.monotonic()
+    run = Run(lanes, start + 1.5, print)
+    late = run.compute([recording.Job(work, {"steps": 6000})])
+    assert time.monotonic() - start < 20
+    assert [job.key for job in late] == [{"steps": 6000}]
+    assert keys("lasting") == []
+    assert within(20, lambda: not alive(pid))
+
+
+def test_a_record_that_is_killed_takes_its_processes_along_and_goes_on(book, marks, tmp_path):
+    command = [*JAHS, "record", "90_small/slow_square", "--profile", "quick", "--workers", "2"]
+    first = subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL)
+    file = results("slow_square", "quick")
+    assert within(120, lambda: file.path.exists() and len(file.rows()) >= 3)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text(encoding="utf-8")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    recorded = file.rows()
+    assert within(20, lambda: not any(map(alive, map(int, children.split()))))
+    assert run_experiment("90_small/slow_square", "quick").reason == "complete"
+    assert file.rows()[: len(recorded)] == recorded
+    assert sorted(keys("slow_square", "quick")) == list(range(30))
+
+
+# --- clusters -------------------------------------------------------------------------------------
+
+SCHEDULER = """
+import sys
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def outer(make_book, tmp_path_factory):
+    """A book, and a Dask cluster of two workers with the settings that Dask comes with."""
+    root = tmp_path_factory.mktemp("outer")
+    make_book(root)
+    (root / "cluster.py").write_text(SCHEDULER, encoding="utf-8")
+    own = environment(root, JAHS_BOOK=str(root))
+    cluster = subprocess.Popen(
+        [sys.executable, str(root / "cluster.py")],
+        env=own,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+        start_new_session=True,
+    )
+    address = cluster.stdout.readline().strip()
+
+    def end() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(cluster.pid, signal.SIGKILL)
+        cluster.wait()
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [*JAHS, *arguments, "--scheduler", address]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        # A client looks so long for a scheduler that went away.
+        patience = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
+        return subprocess.Popen(command, env=own | patience, cwd=root, **pipes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAHS_BOOK", str(root))
+        yield start, end
+    end()
+
+
+def test_a_row_that_kills_workers_of_any_cluster_fails_and_the_others_are_kept(outer):
+    start, _ = outer
+    run = start("record", "90_small/killing", "90_small/square", "--profile", "gpu")
+    printed, errors = run.communicate(timeout=300)
+    assert printed.splitlines()[-1] == "8 rows, 1 failed, 0 left: complete", errors
+    found = {row.key["x"]: row.error for row in results("killing").rows()}
+    assert found == {0: None, 1: "KilledWorker: its process died 4 times", 2: None, 3: None}
+
+
+def test_a_scheduler_that_goes_away_is_one_line_and_what_was_computed_is_kept(outer):
+    start, end = outer
+    run = start("experiment", "run", "90_small/sleeping", "--profile", "quick")
+    lines = iter(run.stdout.readline, "")
+    assert next(line for line in lines if "2/20" in line)
+    end()
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 2
+    assert len(errors.splitlines()) == 1, errors
+    assert "the Dask scheduler tcp://127.0.0.1:" in errors
+    assert len(keys("sleeping", "quick")) >= 2
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(book, monkeypatch):
+    pytest.importorskip("distributed")  # has the settings that dask.config changes
+    dask = pytest.importorskip("dask")
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(ConnectionError, match=r"^the Dask scheduler tcp://127.0.0.1:1 [^\n]*$"),
+    ):
+        run_experiment("90_small/square", "quick", scheduler="tcp://127.0.0.1:1")
+
+
+def test_a_cluster_without_workers_is_given_up(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(recording, "PATIENCE", 0.3)
+    none = {"n_workers": 0, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**none) as cluster:
+        lanes = recording.Cluster(cluster.scheduler_address)
+        with pytest.raises(ConnectionError, match=r"has had no worker for 0 s[^\n]*$"):
+            within(10, lambda: lanes.slots() > 0)
+        lanes.close()
