@@ -339,16 +339,16 @@ def within(seconds: float, condition) -> bool:
 
 MISSING = """
 import sys
+from importlib.machinery import PathFinder
 
-class Missing:
-    NAMES = set("smac ConfigSpace papermill jupyter_client nbclient nbformat IPython ipykernel "
-                "dask distributed platformdirs tqdm lightning matplotlib".split())
+NAMES = set("smac ConfigSpace papermill jupyter_client nbclient nbformat IPython ipykernel "
+            "dask distributed platformdirs tqdm lightning matplotlib".split())
 
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.NAMES:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Bare:
+    def find_spec(name, path=None, target=None):
+        return None if name.partition(".")[0] in NAMES else PathFinder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Missing())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
 """
 
 
