@@ -27,6 +27,7 @@ from typing import Any
 
 import filelock
 import pandas as pd
+import torch
 
 import jahs_utils
 from jahs_utils.chapters import book_root, code_version, load_chapter
@@ -318,7 +319,9 @@ def compute_row(address: str, key: Key) -> Row:
         metrics, error = _plain(unit(**key)), None
     except Exception as problem:
         metrics, error = {}, f"{type(problem).__name__}: {problem}"
-    return describe_row(key, metrics, time.perf_counter() - start, code_version(unit), error)
+    seconds = time.perf_counter() - start
+    torch.cuda.empty_cache()  # other processes may share the GPU; does nothing where there is none
+    return describe_row(key, metrics, seconds, code_version(unit), error)
 
 
 def describe_row(
@@ -384,18 +387,19 @@ def run_experiment(
     """
     from jahs_utils import record
 
-    deadline, late = record.deadline_of(limit_seconds), []
+    deadline = record.deadline_of(limit_seconds)
     here = whole(workers, "workers") == 1 and scheduler is None
     work = record.Work(address, profile, retry_failed)
-    missing, recorded = len(work.missing), len(work.keys) - len(work.missing)
-    report(f"{address} {profile}: {missing} rows to compute, {recorded} recorded")
+    late = [record.Job(work, key) for key in work.missing]
+    recorded = len(work.keys) - len(late)
+    report(f"{address} {profile}: {len(late)} rows to compute, {recorded} recorded")
     with contextlib.closing(
         record.Here() if here else record.open_lanes(workers, scheduler)
     ) as lanes:
         run = record.Run(lanes, deadline, report)
-        if missing:
+        if late and time.monotonic() < deadline:
             work.learn(*lanes.each(record.hardware), {})
-            late = run.compute([record.Job(work, key) for key in work.missing])
+            late = run.compute(late)
     return run.summary(len(work.left()), "time limit" if late else "")
 
 

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -539,3 +541,63 @@ def test_a_cluster_without_workers_is_given_up(monkeypatch):
         with pytest.raises(ConnectionError, match=r"has had no worker for 0 s[^\n]*$"):
             within(10, lambda: lanes.slots() > 0)
         lanes.close()
+
+
+# --- the script for a GPU -------------------------------------------------------------------------
+
+CHECK = ROOT / "tools" / "gpu_check.sh"
+
+TOY = """
+from brought_along import value
+from jahs_utils import Experiment, grid
+
+
+def unit(*, x):
+    return {"y": value}
+
+
+EXPERIMENTS = {"toy": Experiment(unit, {"gpu": grid(x=range(2))})}
+"""
+
+
+def test_the_script_runs_what_it_is_asked_for_and_keeps_rows_and_a_table(book, tmp_path):
+    (book.root / "chapters" / "90_small.ipynb").unlink()
+    book.write("90_toy", [TOY])
+    wheels, out = tmp_path / "wheels", tmp_path / "a folder"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "brought_along-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("brought_along.py", "value = 7")
+    own = {"PYTHON": sys.executable, "OUT": str(out), "JAHS_BOOK": str(book.root)}
+    done = subprocess.run(
+        ["bash", CHECK, "--parts", "record", "--seconds", "200", "--wheels", wheels],
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    name, status, _, *last = (out / "table.txt").read_text("utf-8").splitlines()[1].split()
+    assert (name, status) == ("record", "0"), (out / "record.txt").read_text("utf-8")
+    assert " ".join(last) == "2 rows, 0 failed, 0 left: complete"
+    with tarfile.open(out / "results.tar.gz") as rows:
+        names = set(rows.getnames())
+    assert names == {"results/90_toy/toy-gpu.jsonl", "results/speeds.jsonl"}
+
+
+@pytest.mark.parametrize("arguments", [["--second", "1"], ["--seconds", "x"], ["--seconds"]])
+def test_the_script_refuses_what_it_does_not_know_in_one_line(arguments):
+    done = subprocess.run(["bash", CHECK, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpu_check.sh: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_tests_that_need_cuda_are_found_by_that_name():
+    listed = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/test_train.py", "--collect-only", "-k", "cuda"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "test_augmentation_is_drawn_anew_in_every_captured_step" in listed
+    assert "test_a_step_is_captured_again_after_growth" in listed
