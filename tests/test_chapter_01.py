@@ -23,7 +23,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 from smac.intensifier.successive_halving import SuccessiveHalving
 
-from jahs_utils import load, load_chapter
+from jahs_utils import load, load_chapter, read_results
 from jahs_utils.networks import ResidualBlock, WideResNet, count_parameters
 from jahs_utils.search import Evaluator, Trial, smac_search
 
@@ -1850,3 +1850,91 @@ def test_a_replayed_search_finds_the_best_where_budgets_agree(recorded):
     lost = [t for t in trials if t.config["row"] == 4]
     assert lost
     assert all(t.loss == math.inf for t in lost)
+
+
+# --- tables that answer findings ------------------------------------------------------------------
+
+
+def rows_of(name: str) -> pd.DataFrame:
+    return read_results("01_hyperband_bohb", name, "standard")
+
+
+def test_recorded_replays_are_those_of_the_recorded_networks():
+    row = rows_of("brackets").set_index("strategy").loc["s = 0"]
+    again = chapter.replay_brackets(strategy="s = 0", orders=row["orders"])
+    assert again["losses"] == pytest.approx(row["losses"])
+
+
+@pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
+def test_recorded_races_are_those_of_the_recorded_networks(kind):
+    rows = rows_of("workers")
+    (row,) = rows[(rows["kind"] == kind) & (rows["workers"] == 4)].itertuples()
+    networks = chapter.recorded_networks()
+    again = [chapter.race(networks, kind, 4, order)[2] for order in range(3)]
+    assert again == pytest.approx(row.times[:3], abs=1e-3)
+
+
+def test_an_unknown_strategy_or_kind_of_halving_is_named():
+    with pytest.raises(ValueError, match="unknown strategy 's = 4'"):
+        chapter.replay_brackets(strategy="s = 4", orders=1)
+    with pytest.raises(ValueError, match="unknown kind of halving 'lazy'"):
+        chapter.race_workers(kind="lazy", workers=1, orders=1)
+
+
+def test_searches_stand_side_by_side_by_function_and_seed():
+    rows = rows_of("synthetic")
+    table = chapter.side_by_side(rows)
+    assert len(table) == len(rows[rows["method"] == "bohb"])
+    one = table[(table["function"] == "branin") & (table["seed"] == 7)].iloc[0]
+    same = rows[(rows["function"] == "branin") & (rows["seed"] == 7) & (rows["method"] == "bohb")]
+    assert one["bohb"] == same["final"].item()
+    assert one["bohb_way"] == pytest.approx(np.mean(same["regret"].item()))
+
+
+def test_a_training_that_broke_down_counts_as_the_worst():
+    rows = pd.DataFrame({"errors": [[90.0, 80.0], [90.0, math.nan]]})
+    table = chapter.errors_by_budget(rows)
+    assert table["rung_1"].tolist() == [90, 90]
+    assert table["rung_2"].tolist() == [80, 100]
+
+
+def wide_rows(*sizes: tuple[int, int, list[int]]) -> pd.DataFrame:
+    """Rows of Wide ResNets, each of depth, width and kernels."""
+    rows = pd.DataFrame(sizes, columns=["depth", "width", "kernels"])
+    return rows.assign(seconds=10.0, epochs=2)
+
+
+def test_thin_and_wide_networks_are_paired_by_size():
+    rows = wide_rows((40, 4, [3, 3]), (16, 8, [3, 3]), (28, 2, [3, 3]), (40, 2, [1, 3, 1]))
+    table = chapter.thin_and_wide(rows)
+    assert table["shape"].tolist() == ["thin", "wide"]
+    assert set(table["pair"]) == {"40-4 and 16-8"}
+
+
+def test_block_types_are_compared_at_the_printed_sizes_where_these_are_recorded():
+    small = [(16, 1, [3, 3]), (16, 1, [1, 3, 1]), (10, 1, [3, 3])]
+    full = [(40, 2, [1, 3, 1]), (28, 2, [3, 3]), (40, 2, [3, 3])]
+    assert chapter.block_types(wide_rows(*small))["block"].tolist() == ["B(3,3)", "B(1,3,1)"]
+    table = chapter.block_types(wide_rows(*small, *full))
+    assert table["block"].tolist() == ["B(1,3,1)", "B(3,3)"]
+    assert table["basic"].tolist() == [False, True]
+    assert table["measured_seconds"].tolist() == [5, 5]
+
+
+def test_seconds_are_those_of_as_many_blocks_as_printed():
+    (seconds,) = chapter.block_types(wide_rows((16, 1, [1, 3])))["measured_seconds"]
+    assert seconds == 5 * 6 / 2  # WRN-40 has six blocks a group, WRN-16 two
+
+
+def test_convolutions_a_block_are_compared_at_equal_convolutions_in_all():
+    rows = wide_rows((76, 2, [3]), (40, 2, [3, 3]), (28, 2, [3, 3]), (22, 2, [3] * 4))
+    assert chapter.convolutions(rows)["convolutions"].tolist() == [1, 2, 4]
+
+
+def test_the_textbook_setting_is_one_of_the_small_space():
+    cs.Configuration(chapter.small_space(), values=chapter.TEXTBOOK)
+
+
+def test_a_thousandfold_of_budgets_is_refused():
+    with pytest.raises(ValueError, match="over 50 budgets: raise eta or min_budget"):
+        chapter.hyperband_brackets(27, eta=1.0000001)
