@@ -136,7 +136,8 @@ def show(
 @data.command("list")
 def list_data() -> None:
     """The data sets that `load` knows and the folders where it looks."""
-    from jahs_utils.data import DATASETS, SYSTEM_FOLDER, data_roots
+    from jahs_utils.data import DATASETS
+    from jahs_utils.data_files import SYSTEM_FOLDER, data_roots
 
     typer.echo("\n".join(DATASETS))
     typer.echo("searched: " + ", ".join(map(str, [*data_roots(), SYSTEM_FOLDER])))
@@ -145,7 +146,7 @@ def list_data() -> None:
 @data.command("import")
 def import_data(path: Path) -> None:
     """Bring a JPEG copy of CIFAR-10 (.npz) into the cache, where `load("cifar10")` finds it."""
-    from jahs_utils.data import import_cifar10_copy
+    from jahs_utils.data_files import import_cifar10_copy
 
     typer.echo(f"cifar10 is now at {import_cifar10_copy(path)}")
 
@@ -156,7 +157,7 @@ def doctor(measure: Annotated[bool, typer.Option(help="measure formats again")] 
     import torch
 
     from jahs_utils.chapters import book_root
-    from jahs_utils.data import data_roots
+    from jahs_utils.data_files import data_roots
     from jahs_utils.device import cache_folder, describe_device, fastest_format, pick_device
 
     device = pick_device()
