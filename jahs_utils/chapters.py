@@ -14,18 +14,19 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
-import os
 import pprint
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import nbformat
+from nbformat.warnings import MissingIDFieldWarning
 
 from jahs_utils import checks
-from jahs_utils.checks import one_of
+from jahs_utils.checks import named_folder, one_of
 
 # A module with a path is a package to Python: chapters are its submodules, found by _Finder.
 __path__: list[str] = []
@@ -46,8 +47,8 @@ REFUSALS = frozenset(checks.__all__)
 
 def book_root() -> Path:
     """The folder that holds `chapters/`: `$JAHS_BOOK`, the working folder, or the checkout."""
-    named = os.environ.get("JAHS_BOOK")
-    places = [Path(named)] if named else [Path.cwd(), Path.cwd().parent, Path(__file__).parents[1]]
+    named = named_folder("JAHS_BOOK")
+    places = [named] if named else [Path.cwd(), Path.cwd().parent, Path(__file__).parents[1]]
     for place in places:
         if (place / "chapters").is_dir():
             return place.resolve()
@@ -67,13 +68,22 @@ def chapter_path(name: str) -> Path:
     return book_root() / "chapters" / f"{one_of(name, chapter_names(), 'chapter')}.ipynb"
 
 
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook of format 4, also one that a byte-order mark starts or whose cells have no ids."""
+    with warnings.catch_warnings(action="ignore", category=MissingIDFieldWarning):
+        try:
+            return nbformat.reads(path.read_text("utf-8-sig"), as_version=4)
+        except (nbformat.reader.NotJSONError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a notebook ({str(error)[:60]})") from None
+
+
 def exported_source(path: Path) -> str:
     """The source of a notebook's cells tagged `export`, each under a line that names its cell.
 
     Raises ValueError when such a cell holds more than imports, constants, functions and classes.
     """
     parts = []
-    for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
+    for number, cell in enumerate(read_notebook(path).cells):
         if cell.cell_type != "code" or "export" not in cell.metadata.get("tags", []):
             continue
         try:
