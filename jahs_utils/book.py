@@ -48,6 +48,9 @@ MATHJAX_PARTS = (
     "jax/output/HTML-CSS/**/*.js",
     "fonts/HTML-CSS/STIX-Web/woff/*",
 )
+FOLDED = frozenset({"hide-input", "hide-cell", "remove-input"})
+PROMPTS = ("code_prompt_show", "code_prompt_hide")
+DRAWINGS = "regex: <svg[\\s\\S]*?</svg>\nreplace: drawing\n"  # versions of a library differ
 Say = Callable[..., object]
 
 
@@ -158,7 +161,8 @@ def run_chapter(
 def refresh_chapter(name: str) -> float:
     """Run a chapter as it is stored and put the new outputs into its notebook; return the seconds.
 
-    Nothing else in the notebook changes, so the difference shows what came out differently.
+    Nothing else changes but the metadata that folds cells, so the difference shows what came out
+    differently.
     """
     path = chapter_path(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -169,23 +173,62 @@ def refresh_chapter(name: str) -> float:
     for cell, ran in zip(stored.cells, fresh.cells, strict=True):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    fold(stored)
     draft = path.with_suffix(".ipynb.draft")
     nbformat.write(stored, draft)
     os.replace(draft, path)
     return seconds
 
 
+def fold(notebook: nbformat.NotebookNode) -> None:
+    """Fold the code of cells that are tagged so: on the site, in JupyterLab and in Colab.
+
+    The prompt is the cell's first line, a comment that says what is in there: "# Draws: the error".
+    Cells without such a tag are unfolded.
+    """
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        line = cell.source.partition("\n")[0].removeprefix("# ")
+        prompts = dict.fromkeys(PROMPTS, f"Code: {line[:1].lower()}{line[1:]}")
+        for key, values in {"mystnb": prompts, "jupyter": {"source_hidden": True}}.items():
+            other = {k: v for k, v in cell.metadata.pop(key, {}).items() if k not in values}
+            if new := other | (values if is_folded(cell) else {}):
+                cell.metadata[key] = new
+        cell.metadata.pop("cellView", None)
+        if is_folded(cell):
+            cell.metadata["cellView"] = "form"
+
+
+def is_folded(cell: nbformat.NotebookNode) -> bool:
+    return not FOLDED.isdisjoint(cell.metadata.get("tags", []))
+
+
+def visible_lines(notebook: nbformat.NotebookNode) -> int:
+    """Lines of code that a reader of the page sees."""
+    shown = [c for c in notebook.cells if c.cell_type == "code" and not is_folded(c)]
+    return sum(
+        len(c.source.splitlines()) for c in shown if "remove-cell" not in c.metadata.get("tags", [])
+    )
+
+
 def check_chapters(chapters: Iterable[str | Path] | None = None) -> int:
     """Run chapters and compare with their stored outputs; the exit status of nbval (0: all equal).
 
     chapters: names or paths of notebooks (default: every chapter). Every cell must give what is
-    stored, to the letter, except those tagged `nbval-ignore-output`.
+    stored, to the letter, except those tagged `nbval-ignore-output` and the drawing of a figure.
     """
     names = chapter_names() if chapters is None else list(chapters)
     paths = [n if str(n).endswith(".ipynb") else chapter_path(str(n)) for n in names]
+    for path in map(Path, paths):
+        print(f"{path.stem}: {visible_lines(nbformat.read(path, 4))} visible lines", flush=True)
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"]
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", *map(str, paths)]
-    return subprocess.run(command + options, env=private_environment(), check=False).returncode
+    with tempfile.TemporaryDirectory() as folder:
+        rules = Path(folder) / "sanitize.cfg"
+        rules.write_text(DRAWINGS, encoding="utf-8")
+        command += ["--nbval-sanitize-with", str(rules), *options]
+        return subprocess.run(command, env=private_environment(), check=False).returncode
 
 
 # --- building the site ----------------------------------------------------------------------------
@@ -215,11 +258,12 @@ def build(
     stage_pages(root, source)
     for name in chapter_names():
         target = source / "chapters" / f"{name}.ipynb"
-        if not run:
-            shutil.copyfile(chapter_path(name), target)
-            continue
-        say(f"chapters/{name} ... ", end="")
-        say(f"{run_chapter(name, target, parameters=parameters):.0f} s")
+        if run:
+            say(f"chapters/{name} ... ", end="")
+            say(f"{run_chapter(name, target, parameters=parameters):.0f} s")
+        page = nbformat.read(target if run else chapter_path(name), 4)
+        fold(page)
+        nbformat.write(page, target)
     say("the book ... ", end="")
     start = time.perf_counter()
     built = _jupyter_book(source, folder / "jupyter-book.log", strict, say)
@@ -244,12 +288,12 @@ def stage_pages(root: Path, source: Path) -> None:
 
 
 def _fill_in(page: Path, mark: str, table: str) -> None:
-    from jahs_utils import claims
+    from jahs_utils import scoreboard
 
     text = page.read_text()
     if mark not in text:
         raise BookError(f"{page.name} has no line {mark}: its table has no place")
-    page.write_text(text.replace(mark, getattr(claims, table)()))
+    page.write_text(text.replace(mark, getattr(scoreboard, table)()))
 
 
 def _copy_mathjax(target: Path) -> None:

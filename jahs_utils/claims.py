@@ -1,199 +1,431 @@
-"""Claims: what a paper reports, the recorded rows that answer it, and a computed verdict."""
+"""Claims: what a document prints or says, the recorded rows that answer it, a computed verdict.
+
+A *number* is a value that a document prints; a *finding* is a statement about methods, a
+document's or this book's own. Both stand in `results/CHAPTER/claims.yml`.
+"""
 
 from __future__ import annotations
 
+import collections
+import functools
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pandas as pd
 import pydantic
 import yaml
 
-from jahs_utils.chapters import book_root
-from jahs_utils.experiments import Results, read_results, results_path
+from jahs_utils import evidence
+from jahs_utils.chapters import book_root, load_chapter
+from jahs_utils.checks import one_of
+from jahs_utils.evidence import Effect, Statistic
+from jahs_utils.experiments import read_results, results_path
 
-BENCHMARK_ROWS = Path("results", "benchmarks", "training.jsonl")
+LEAST_RUNS = 3  # of a quantity that changes with the seed
+NUMBER_VERDICTS = ("reproduced", "partly", "not reproduced", "capped", "other scale")
+FINDING_VERDICTS = ("holds", "does not hold")
+OPEN_VERDICTS = ("undecided", "not yet run")
+VERDICTS = (*NUMBER_VERDICTS, *FINDING_VERDICTS, *OPEN_VERDICTS)
+Profile = Literal["quick", "standard", "gpu", "paper"]
 
 
-class Reported(pydantic.BaseModel, extra="forbid"):
-    """What the paper prints: a value, its spread where one is given, and the unit of both."""
+class _Model(pydantic.BaseModel, extra="forbid"):
+    pass
+
+
+class Reported(_Model):
+    """What the document prints: a value, its spread where one is given, and the unit of both."""
 
     value: float
     spread: float | None = None
     unit: str
 
 
-class Answer(pydantic.BaseModel, extra="forbid"):
-    """The rows that answer a claim: `column` times `scale`, over the rows that match `where`.
+class Rows(_Model):
+    """Which rows: those of `experiment` (or "CHAPTER/NAME") that match `where`.
 
-    profiles: in order of preference; the first with at least `least_rows` rows counts.
+    profiles: in order of preference; the first with enough rows counts. column: a column or an
+    expression of columns ("child - parent"), times `scale`. through: an exported function of the
+    chapter that turns the rows into another table first.
     """
 
     experiment: str
-    profiles: list[Literal["quick", "standard", "paper"]]
+    profiles: list[Profile] = ["paper", "gpu", "standard"]
     where: dict[str, Any] = {}
-    column: str
+    column: str | None = None
     scale: float = 1.0
-    least_rows: int = 1
+    through: str | None = None
 
 
-class Claim(pydantic.BaseModel, extra="forbid"):
-    """One number of a paper. tolerances are in the paper's unit.
+class Group(_Model):
+    """One of the groups that are compared: what differs from the finding's `rows`."""
 
-    comparison: "close" (within the tolerance of the value), "at_least" or "at_most" (not worse
-    than the value by more than the tolerance). `tolerance` makes it reproduced, the wider
-    `partly` partly so.
-    """
+    experiment: str | None = None
+    where: dict[str, Any] = {}
+    column: str | None = None
+
+
+class _Claim(_Model):
+    """What numbers and findings share. section: the chapter's heading under which it is asked."""
 
     id: str
     chapter: str
     document: str
     place: str
     statement: str
-    paper: Reported
-    answer: Answer
-    comparison: Literal["close", "at_least", "at_most"]
-    tolerance: float = pydantic.Field(gt=0)
-    partly: float = pydantic.Field(gt=0)
+    section: str | None = None
+    rows: Rows | None = None
     deviations: list[str] = []
 
 
+class Number(_Claim):
+    """A printed number, held against the statistic of rows that the document itself prints.
+
+    comparison: "close", or "at_least" and "at_most" (no worse than the value). random: False for
+    what no seed moves; then `tolerance` is the rounding of the print. A random quantity needs
+    three runs; its tolerance is twice the larger of the two spreads over runs, and never more than
+    half of what the claim `distinguishes`, the smallest difference that the document draws a
+    conclusion from. same_scale: profiles with the document's data and budget; values of others are
+    shown and not judged. cap: a limit of ours, in the unit, at which a value says nothing.
+    """
+
+    kind: Literal["number"]
+    paper: Reported
+    rows: Rows
+    random: bool = True
+    statistic: Statistic = "mean"
+    comparison: Literal["close", "at_least", "at_most"] = "close"
+    tolerance: float | None = pydantic.Field(default=None, gt=0)
+    distinguishes: float | None = pydantic.Field(default=None, gt=0)
+    same_scale: list[Profile] = ["paper"]
+    cap: float | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_tolerance(self) -> Number:
+        wanted, other = "distinguishes", "tolerance"
+        if not self.random:
+            wanted, other = other, wanted
+        if getattr(self, wanted) is None or getattr(self, other) is not None:
+            kind = "random" if self.random else "not random"
+            raise ValueError(f"a number that is {kind} has `{wanted}` and no `{other}`")
+        return self
+
+
+class Estimate(_Model):
+    """What is estimated from the rows, and which side of `than` the statement asks for.
+
+    level: of one group. difference (a - b), ratio (a / b), equivalence (a - b within `margin`).
+    correlation: of columns x and y, less that of `against` and y where given. trend: change per
+    step of the ordered key `over`. share: of rows for which the column is true.
+
+    cluster: keys that rows share and that are not independent (seed, fold, parent); paired: groups
+    are compared within clusters. matters: the smallest effect that counts: an interval that
+    excludes it says "does not hold", too. deterministic: no seed moves the values.
+    """
+
+    kind: Literal["level", "difference", "ratio", "equivalence", "correlation", "trend", "share"]
+    expect: Literal["above", "below"] = "above"
+    than: float | None = None
+    margin: float | None = pydantic.Field(default=None, gt=0)
+    matters: float | None = pydantic.Field(default=None, gt=0)
+    a: Group | None = None
+    b: Group | None = None
+    x: str | None = None
+    y: str | None = None
+    against: str | None = None
+    method: Literal["spearman", "kendall", "pearson"] = "spearman"
+    over: str | None = None
+    statistic: Statistic = "mean"
+    cluster: list[str] = []
+    paired: bool = False
+    deterministic: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _complete(self) -> Estimate:
+        needs = {
+            "difference": ["a", "b"],
+            "ratio": ["a", "b"],
+            "equivalence": ["a", "b", "margin"],
+            "correlation": ["x", "y"],
+            "trend": ["over"],
+        }.get(self.kind, [])
+        missing = [name for name in needs if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"an estimate of kind {self.kind} needs {', '.join(missing)}")
+        if self.paired and not self.cluster:
+            raise ValueError("paired groups need `cluster`, the keys that make a pair")
+        return self
+
+    @property
+    def reference(self) -> float:
+        """The value that the estimate is held against."""
+        usual = {"ratio": 1.0, "share": 0.5}.get(self.kind, 0.0)
+        return usual if self.than is None else self.than
+
+
+class Said(_Model):
+    """The sentence of each verdict; `{estimate}`, `{low}` ... are filled in (see `sentence`)."""
+
+    holds: str
+    fails: str
+    undecided: str
+    open: str = ""
+
+
+class Finding(_Claim):
+    """A statement in our words, what is estimated for it, and the scale at which it was asked.
+
+    rows and estimate are absent where no experiment of the book has the rows yet; `next` names
+    the experiment that will decide. headline: this is the chapter's line on the title page.
+    """
+
+    kind: Literal["finding"]
+    scale: str
+    unit: str = ""
+    estimate: Estimate | None = None
+    digits: int | None = None
+    next: str = ""
+    said: Said | None = None
+    headline: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _answerable(self) -> Finding:
+        if (self.rows is None) != (self.estimate is None):
+            raise ValueError("`rows` and `estimate` stand together")
+        if self.rows is None and not self.next:
+            raise ValueError("a finding without rows names under `next` what will decide it")
+        return self
+
+
+Claim = Annotated[Number | Finding, pydantic.Field(discriminator="kind")]
+_READ = pydantic.TypeAdapter(Claim)
+
+
 class Verdict(NamedTuple):
-    """Mean and standard deviation over `n` rows, in the paper's unit, and what follows."""
+    """What the rows say. Values are in the claim's unit; `effect` is None without rows.
 
-    value: float
-    spread: float
-    n: int
-    profile: str
+    spread: standard deviation over rows. groups: the levels of a and b. more, minutes: for
+    "undecided", the further rows that would decide and their time. seconds: of the rows read.
+    """
+
     verdict: str
+    profile: str = ""
+    effect: Effect | None = None
+    spread: float = math.nan
+    groups: tuple[float, ...] = ()
+    tolerance: float = math.nan
+    more: float = math.nan
+    minutes: float = math.nan
+    devices: tuple[str, ...] = ()
+
+    @property
+    def value(self) -> float:
+        return self.effect.estimate if self.effect else math.nan
+
+    @property
+    def n(self) -> int:
+        return self.effect.n if self.effect else 0
 
 
-def read_claims() -> list[Claim]:
-    """The claims of all chapters; ValueError naming the file and the entry that is malformed."""
-    claims = []
-    for path in sorted((book_root() / "results").glob("*/claims.yml")):
-        try:
-            entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        for number, entry in enumerate(entries or [], start=1):
-            try:
-                claims.append(Claim.model_validate(entry | {"chapter": path.parent.name}))
-            except pydantic.ValidationError as error:
-                problem = error.errors()[0]
-                where = ".".join(map(str, problem["loc"]))
-                raise ValueError(f"{path}, claim {number}: {where}: {problem['msg']}") from None
-    names = [claim.id for claim in claims]
-    twice = sorted({name for name in names if names.count(name) > 1})
+def read_claims(chapter: str | None = None) -> list[Claim]:
+    """The claims of a chapter (or all); ValueError naming the file and the malformed entry."""
+    files = sorted((book_root() / "results").glob("*/claims.yml"))
+    claims = [claim for path in files for claim in _read(path, path.stat().st_mtime_ns)]
+    twice = [n for n, k in collections.Counter(c.id for c in claims).items() if k > 1]
     if twice:
-        raise ValueError(f"two claims are named {', '.join(twice)}")
-    return claims
+        raise ValueError(f"two claims are named {', '.join(sorted(twice))}")
+    return [claim for claim in claims if chapter in (None, claim.chapter)]
 
 
-def judge(claim: Claim) -> Verdict:
-    """Compare a claim with its rows."""
-    answer = claim.answer
-    for profile in answer.profiles:
-        if not results_path(claim.chapter, answer.experiment, profile).exists():
-            continue
-        rows = read_results(claim.chapter, answer.experiment, profile)
-        for column in [*answer.where, answer.column]:
-            if column not in rows:
-                raise ValueError(f"claim {claim.id}: no column {column!r} in {answer.experiment}")
-        for column, wanted in answer.where.items():
-            # a list stands for itself (channels) or for any of its members (folds)
-            matches = [v == wanted or _is_choice(wanted, v) for v in rows[column]]
-            rows = rows[pd.Series(matches, rows.index, dtype=bool)]  # a list may be empty
-        if len(rows) >= answer.least_rows:
-            values = rows[answer.column].astype(float) * answer.scale
-            mean = float(values.mean())
-            spread = float(values.std()) if len(values) > 1 else math.nan
-            return Verdict(mean, spread, len(values), profile, _verdict(claim, mean))
-    return Verdict(math.nan, math.nan, 0, "", "not yet run")
+@functools.lru_cache(maxsize=32)
+def _read(path: Any, stamp: int) -> tuple[Claim, ...]:
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    claims = []
+    for number, entry in enumerate(entries or [], start=1):
+        try:
+            claims.append(_READ.validate_python(entry | {"chapter": path.parent.name}))
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"][1:])) or str(entry.get("id", "entry"))
+            raise ValueError(f"{path}, claim {number}: {where}: {problem['msg']}") from None
+    return tuple(claims)
+
+
+def find_claim(id: str) -> Claim:
+    """The claim of this id; ValueError with the nearest one for an unknown id."""
+    claims = {claim.id: claim for claim in read_claims()}
+    return claims[one_of(id, claims, "claim")]
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def _table(chapter: str, name: str, profile: str, stamp: int) -> pd.DataFrame:
+    return read_results(chapter, name, profile)
+
+
+def _frame(claim: _Claim, group: Group, profile: str) -> pd.DataFrame | None:
+    """The rows of a group at a profile, with its column as `value`; None where there are none."""
+    rows = claim.rows
+    address = group.experiment or rows.experiment
+    chapter, _, name = address.rpartition("/")
+    path = results_path(chapter or claim.chapter, name, profile)
+    if not path.exists():
+        return None
+    frame = _table(chapter or claim.chapter, name, profile, path.stat().st_mtime_ns)
+    if rows.through:
+        seconds, devices = frame["wall_seconds"].sum(), frame["device"].unique()
+        frame = getattr(load_chapter(chapter or claim.chapter), rows.through)(frame.copy())
+        frame = frame.assign(wall_seconds=seconds / max(1, len(frame)))
+        frame["device"] = devices[0]
+    for column, wanted in (rows.where | group.where).items():
+        _known(claim, frame, column)
+        # a list stands for itself (channels) or for any of its members (folds)
+        matches = [v == wanted or _is_choice(wanted, v) for v in frame[column]]
+        frame = frame[pd.Series(matches, frame.index, dtype=bool)]  # a list may be empty
+    column = group.column or rows.column
+    if column is None or frame.empty:
+        return None if frame.empty else frame
+    if column in frame:
+        values = frame[column]
+    else:
+        try:
+            values = frame.eval(column)
+        except Exception:
+            raise ValueError(f"claim {claim.id}: no column {column!r} in {address}") from None
+    return frame.assign(value=values.astype(float) * rows.scale)
+
+
+def _known(claim: _Claim, frame: pd.DataFrame, column: str) -> None:
+    if column not in frame:
+        raise ValueError(f"claim {claim.id}: no column {column!r} in {claim.rows.experiment}")
 
 
 def _is_choice(wanted: Any, value: Any) -> bool:
     return isinstance(wanted, list) and not isinstance(value, list) and value in wanted
 
 
-def _verdict(claim: Claim, value: float) -> str:
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+def judge(claim: Claim) -> Verdict:
+    """Compare a claim with its rows."""
+    files = (book_root() / "results").glob("*/*.jsonl")
+    return _judge(claim.model_dump_json(), tuple(path.stat().st_mtime_ns for path in sorted(files)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _judge(text: str, stamps: tuple[int, ...]) -> Verdict:
+    claim = _READ.validate_json(text)
+    if claim.rows is None:
+        return Verdict("not yet run")
+    one_group = [Group()]
+    if isinstance(claim, Number):
+        least, groups = LEAST_RUNS if claim.random else 1, one_group
+    else:
+        estimate = claim.estimate
+        least = 1 if estimate.deterministic else LEAST_RUNS
+        groups = [estimate.a, estimate.b] if estimate.a and estimate.b else one_group
+    some = Verdict("not yet run")
+    for profile in claim.rows.profiles:
+        frames = [_frame(claim, group, profile) for group in groups]
+        if any(frame is None for frame in frames):
+            continue
+        verdict = _judge_at(claim, profile, frames)
+        if verdict.n >= least:
+            return verdict
+        if not some.n:
+            some = verdict._replace(verdict="undecided")
+    return some
+
+
+def _judge_at(claim: Claim, profile: str, frames: list[pd.DataFrame]) -> Verdict:
+    devices = tuple(sorted({device for frame in frames for device in frame["device"]}))
+    if isinstance(claim, Number):
+        verdict = _judge_number(claim, profile, frames[0]["value"])
+    else:
+        effect, groups = _estimate(claim.estimate, frames)
+        verdict = Verdict(_side(claim.estimate, effect), profile, effect, groups=groups)
+        if verdict.verdict == "undecided":
+            seconds = sum(float(frame["wall_seconds"].sum()) for frame in frames)
+            rows = sum(map(len, frames)) / max(1, effect.n)
+            more = evidence.needed(effect, _distance(claim.estimate, effect)) - effect.n
+            minutes = more * seconds / max(1, effect.n) / 60
+            verdict = verdict._replace(more=more * rows, minutes=minutes)
+    return verdict._replace(devices=devices)
+
+
+def _judge_number(claim: Number, profile: str, values: pd.Series) -> Verdict:
+    value, spread = float(values.agg(claim.statistic)), float(values.std())
+    if claim.random:
+        effect = evidence.level(values, claim.statistic)
+        spreads = [s for s in (spread, claim.paper.spread) if s is not None and not math.isnan(s)]
+        tolerance = min(2 * max(spreads, default=math.inf), claim.distinguishes / 2)
+    else:
+        effect, tolerance = evidence.exact(value)._replace(n=len(values)), claim.tolerance
     lack = {
         "close": abs(value - claim.paper.value),
         "at_least": claim.paper.value - value,
         "at_most": value - claim.paper.value,
     }[claim.comparison]
-    if lack <= claim.tolerance:
-        return "reproduced"
-    return "partly" if lack <= claim.partly else "not reproduced"
+    if claim.cap is not None and abs(value - claim.cap) <= 0.02 * abs(claim.cap):
+        verdict = "capped"
+    elif profile not in claim.same_scale:
+        verdict = "other scale"
+    elif lack <= tolerance * (1 + 1e-9):
+        verdict = "reproduced"
+    else:
+        verdict = "partly" if lack <= 2 * tolerance else "not reproduced"
+    return Verdict(verdict, profile, effect, spread, tolerance=tolerance)
 
 
-def claims_table(chapter: str | None = None) -> pd.DataFrame:
-    """The claims of a chapter (or all) beside what was measured, one row each, as text."""
-    table = []
-    for claim in read_claims():
-        if chapter in (None, claim.chapter):
-            verdict, unit = judge(claim), claim.paper.unit
-            table.append(
-                {
-                    "claim": claim.statement,
-                    "source": f"{claim.document}, {claim.place}",
-                    "paper": _amount(claim.paper.value, claim.paper.spread, unit),
-                    "measured": _amount(verdict.value, verdict.spread, unit),
-                    "runs": f"{verdict.n} ({verdict.profile})" if verdict.n else "0",
-                    "verdict": verdict.verdict,
-                }
-            )
-    columns = ["claim", "source", "paper", "measured", "runs", "verdict"]
-    return pd.DataFrame(table, columns=columns)
+def _estimate(asked: Estimate, frames: list[pd.DataFrame]) -> tuple[Effect, tuple[float, ...]]:
+    """The effect, and the level of each group."""
+    first, cluster = frames[0], asked.cluster
+    if asked.kind == "correlation":
+        return evidence.correlation(
+            first, asked.x, asked.y, asked.method, cluster, asked.against
+        ), ()
+    if asked.kind == "trend":
+        return evidence.trend(first, asked.over, "value", cluster), ()
+    if asked.kind == "share":
+        return evidence.share(first["value"] > 0), ()
+    groups = [evidence.values_by(frame, "value", cluster) for frame in frames]
+    levels = tuple(float(values.agg(asked.statistic)) for values in groups)
+    if asked.deterministic:
+        gap = {"level": lambda a: a, "ratio": lambda a, b: a / b}
+        effect = evidence.exact(gap.get(asked.kind, lambda a, b: a - b)(*levels))
+    elif asked.kind == "level":
+        effect = evidence.level(groups[0], asked.statistic)
+    elif asked.kind == "ratio":
+        effect = evidence.ratio(*groups, asked.paired)
+    else:
+        effect = evidence.difference(*groups, asked.paired, asked.statistic)
+    return effect, levels
 
 
-def scoreboard_markdown() -> str:
-    """All claims as a Markdown table, after a line that counts the verdicts."""
-    parts = []
-    for chapter in sorted({claim.chapter for claim in read_claims()}):
-        table = claims_table(chapter)
-        counts = table["verdict"].value_counts()
-        line = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-        parts.append(f"## {chapter}\n\n{line}.\n\n{markdown(table.to_numpy(), table.columns)}")
-    return "\n\n".join(parts) or "No claims are on record yet."
+def _side(asked: Estimate, effect: Effect) -> str:
+    """holds, does not hold or undecided, by where the interval lies."""
+    low, high = effect.low - asked.reference, effect.high - asked.reference
+    if asked.kind == "equivalence":
+        if -asked.margin < low and high < asked.margin:
+            return "holds"
+        return "does not hold" if low > asked.margin or high < -asked.margin else "undecided"
+    if asked.expect == "below":
+        low, high = -high, -low
+    if low > 0:
+        return "holds"
+    return "does not hold" if high < (asked.matters or 0) or high < 0 else "undecided"
 
 
-def speed_markdown() -> str:
-    """For each benchmark the newest row of each kind of device as Markdown tables.
-
-    A row's metrics may name under "versions" what it depends on; else it is torch.
-    """
-    parts = []
-    files = (book_root() / BENCHMARK_ROWS).parent.glob("*.jsonl")
-    for path in sorted(files, key=lambda path: (path.name != BENCHMARK_ROWS.name, path.name)):
-        rows = [row for row in Results(path).rows() if row.status == "ok"]
-        newest = {row.key["kind"]: row for row in rows}  # rows are oldest first
-        if newest:
-            parts.append(f"## {path.stem.capitalize()}")
-        for row in newest.values():
-            of_torch = f"torch {row.versions['torch']}, {row.number_format}"
-            versions = f"python {row.versions['python']}, {row.metrics.get('versions', of_torch)}"
-            table = markdown(row.metrics["table"], row.metrics["columns"])
-            title = f"### {row.key['kind'].upper()}: {row.device}"
-            about = f"Measured on {row.finished:%Y-%m-%d} ({versions})."
-            parts.append(f"{title}\n\n{about}\n\n{table}")
-    return "\n\n".join(parts) or "No benchmark is on record yet."
-
-
-def _amount(value: float, spread: float | None, unit: str) -> str:
-    if math.isnan(value):
-        return "-"
-    if spread is None or math.isnan(spread) or spread <= 1e-9 * abs(value):
-        return f"{value:.4g} {unit}"
-    digits = max(1, -math.floor(math.log10(spread)))  # down to the spread's first digit
-    return f"{value:.{digits}f} ± {spread:.{digits}f} {unit}"
-
-
-def markdown(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> str:
-    """A Markdown table."""
-    lines = [list(columns), ["---"] * len(columns), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+def _distance(asked: Estimate, effect: Effect) -> float:
+    """How far the estimate is from where the verdict changes (a ratio's on its log scale)."""
+    if asked.kind == "equivalence":
+        return asked.margin - abs(effect.estimate)
+    if asked.kind == "ratio":
+        return math.log(effect.estimate / asked.reference)
+    return effect.estimate - asked.reference

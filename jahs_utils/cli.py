@@ -133,6 +133,30 @@ def show(
             typer.echo(f"failed: {row.key}: {row.error}")
 
 
+@app.command()
+def claims(
+    chapter: Annotated[str | None, typer.Argument(help="a chapter; all when none is named")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="every claim, for programs")] = False,
+) -> None:
+    """How many numbers and findings have which verdict, and what is open."""
+    import json
+
+    from jahs_utils.chapters import chapter_path
+    from jahs_utils.scoreboard import claims_json, counts
+
+    if chapter is not None:
+        chapter_path(chapter)
+    entries = [e for e in claims_json() if chapter in (None, e["chapter"])]
+    if as_json:
+        typer.echo(json.dumps(entries, indent=1, ensure_ascii=False))
+        return
+    typer.echo(counts(chapter).to_string())
+    for entry in entries:
+        if entry["verdict"] in ("undecided", "not yet run"):
+            where = f"{entry['chapter']}  {entry['id']}"
+            typer.echo(f"{entry['verdict']:12} {where}: {entry['statement']}")
+
+
 @data.command("list")
 def list_data() -> None:
     """The data sets that `load` knows and the folders where it looks."""

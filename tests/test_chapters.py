@@ -209,7 +209,7 @@ def test_the_version_changes_with_what_a_function_uses(old, new, book):
         ("import torch\n", "import torch\nimport os\n\n\n"),
         (
             "    return helper(x) if",
-            "    if x is None:\n        raise ValueError(x)\n    whole(x, 'x')\n    return helper(x) if",
+            "    if not x:\n        raise ValueError\n    whole(x)\n    return helper(x) if",
         ),
     ],
     ids=["constant", "function", "lines moved", "refusals"],

@@ -1,0 +1,299 @@
+"""How pages show claims: sentences, tables, the scoreboard, the title page, the speed page."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from jahs_utils.chapters import book_root, chapter_names, chapter_path
+from jahs_utils.claims import (
+    VERDICTS,
+    Finding,
+    Number,
+    Verdict,
+    find_claim,
+    judge,
+    read_claims,
+)
+from jahs_utils.experiments import Results
+
+BENCHMARK_ROWS = Path("results", "benchmarks", "training.jsonl")
+WORDING = {"holds": "holds", "does not hold": "fails", "undecided": "undecided"}
+
+
+# --- sentences ------------------------------------------------------------------------------------
+
+
+def sentence(id: str) -> str:
+    """The sentence of a finding's verdict, with its numbers: the text of a page or a title.
+
+    Wordings stand in the claim (`said`). They may name {estimate}, {size} (without its sign),
+    {low}, {high}, {interval}, {a} and {b} (the groups' levels), {n}, {smallest}, {more} (rows)
+    and {minutes}. Raises ValueError for a claim that has no wordings.
+    """
+    claim = find_claim(id)
+    if not isinstance(claim, Finding) or claim.said is None:
+        raise ValueError(f"claim {id} has no `said`: a page cannot cite it")
+    verdict = judge(claim)
+    if verdict.effect is None:
+        return claim.said.open or f"No row answers yet whether this holds: {claim.statement}."
+    effect, digits = verdict.effect, _digits(claim, verdict)
+    text = {
+        "estimate": f"{effect.estimate:.{digits}f}",
+        "size": f"{abs(effect.estimate):.{digits}f}",
+        "low": f"{effect.low:.{digits}f}",
+        "high": f"{effect.high:.{digits}f}",
+        "interval": f"[{effect.low:.{digits}f}, {effect.high:.{digits}f}]",
+        "n": effect.n,
+        "smallest": _smallest(claim, verdict),
+        "more": _count(verdict.more),
+        "minutes": _count(verdict.minutes),
+        **{name: f"{value:.{digits}f}" for name, value in zip("ab", verdict.groups)},
+    }
+    return getattr(claim.said, WORDING[verdict.verdict]).format(**text).replace("-0.0", "0.0")
+
+
+def conclude(*ids: str) -> Any:
+    """The sentences of findings as one paragraph of Markdown: what a page concludes."""
+    from IPython.display import Markdown
+
+    return Markdown(" ".join(sentence(id) for id in ids))
+
+
+def _digits(claim: Finding, verdict: Verdict) -> int:
+    """Digits behind the point: down to the first two of the interval's half width."""
+    if claim.digits is not None:
+        return claim.digits
+    half = (verdict.effect.high - verdict.effect.low) / 2
+    if not math.isfinite(half) or half <= 0:
+        return 2 if abs(verdict.effect.estimate) < 100 else 0
+    return min(4, max(0, 1 - math.floor(math.log10(half))))
+
+
+def _smallest(claim: Finding, verdict: Verdict) -> str:
+    smallest = verdict.effect.smallest
+    if claim.estimate.deterministic or not math.isfinite(smallest):
+        return "-"
+    if claim.estimate.kind == "ratio":
+        return f"a factor of {math.exp(smallest):.2f}"
+    return f"{smallest:.{_digits(claim, verdict)}f} {claim.unit}".strip()
+
+
+def _count(value: float) -> str:
+    """A number of rows or minutes, rounded up to two digits; what is out of reach is said so."""
+    if not math.isfinite(value) or value > 1e5:
+        return "more than 100,000"
+    step = 10 ** max(0, math.floor(math.log10(max(value, 1))) - 1)
+    return f"{math.ceil(value / step) * step:,}"
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def claims_table(chapter: str | None = None) -> pd.DataFrame:
+    """The printed numbers of a chapter (or all) beside what was measured, as text."""
+    claims = [claim for claim in read_claims(chapter) if isinstance(claim, Number)]
+    together = _sharing(claims)
+    columns = ["claim", "source", "paper", "measured", "runs", "verdict"]
+    table = [
+        (
+            claim.statement,
+            f"{claim.document}, {claim.place}",
+            _amount(claim.paper.value, claim.paper.spread, claim.paper.unit),
+            _measured(claim, verdict),
+            _runs(verdict) + together.get(claim.id, ""),
+            verdict.verdict,
+        )
+        for claim, verdict in ((claim, judge(claim)) for claim in claims)
+    ]
+    return pd.DataFrame(table, columns=columns)
+
+
+def findings_table(chapter: str | None = None) -> pd.DataFrame:
+    """The findings of a chapter (or all): estimate, interval, power and verdict, as text."""
+    columns = ["finding", "source", "asked at", "estimate", "n", "would have shown", "verdict"]
+    table = []
+    for claim in read_claims(chapter):
+        if isinstance(claim, Finding):
+            verdict = judge(claim)
+            shown = "-" if verdict.effect is None else _smallest(claim, verdict)
+            table.append(
+                (
+                    claim.statement,
+                    f"{claim.document}, {claim.place}",
+                    claim.scale,
+                    _estimated(claim, verdict),
+                    verdict.n or "-",
+                    shown,
+                    verdict.verdict + _what_decides(claim, verdict),
+                )
+            )
+    return pd.DataFrame(table, columns=columns)
+
+
+def _what_decides(claim: Finding, verdict: Verdict) -> str:
+    if verdict.verdict == "not yet run":
+        return f": {claim.next}" if claim.next else ""
+    if verdict.verdict != "undecided":
+        return ""
+    if not math.isfinite(verdict.more):
+        return ": too few runs" if verdict.n < 3 else ""
+    return f": {_count(verdict.more)} more rows, {_count(verdict.minutes)} min"
+
+
+def _sharing(claims: Sequence[Number]) -> dict[str, str]:
+    """For each number whose rows answer others, too: which."""
+    same = collections.defaultdict(list)
+    for claim in claims:
+        asked = claim.rows.model_dump(exclude={"scale"})
+        same[json.dumps([claim.chapter, asked], sort_keys=True)].append(claim)
+    return {
+        claim.id: "; shared with "
+        + ", ".join(f'"{other.statement}"' for other in group if other is not claim)
+        for group in same.values()
+        for claim in group
+        if len(group) > 1
+    }
+
+
+def _runs(verdict: Verdict) -> str:
+    return f"{verdict.n} ({verdict.profile})" if verdict.n else "0"
+
+
+def _measured(claim: Number, verdict: Verdict) -> str:
+    shown = _amount(verdict.value, verdict.spread, claim.paper.unit)
+    return shown if math.isnan(verdict.tolerance) else f"{shown} (within {verdict.tolerance:.2g})"
+
+
+def _estimated(claim: Finding, verdict: Verdict) -> str:
+    if verdict.effect is None:
+        return "-"
+    effect, digits = verdict.effect, _digits(claim, verdict)
+    shown = f"{effect.estimate:.{digits}f}"
+    if not claim.estimate.deterministic and math.isfinite(effect.high):
+        shown += f" [{effect.low:.{digits}f}, {effect.high:.{digits}f}]"
+    return f"{shown} {claim.unit}".strip()
+
+
+def _amount(value: float, spread: float | None, unit: str) -> str:
+    if math.isnan(value):
+        return "-"
+    if spread is None or math.isnan(spread) or spread <= 1e-9 * abs(value):
+        return f"{value:.4g} {unit}"
+    digits = max(1, -math.floor(math.log10(spread)))  # down to the spread's first digit
+    return f"{value:.{digits}f} ± {spread:.{digits}f} {unit}"
+
+
+def markdown(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> str:
+    """A Markdown table."""
+    lines = [list(columns), ["---"] * len(columns), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+# --- for other programs ---------------------------------------------------------------------------
+
+
+def claims_json() -> list[dict[str, Any]]:
+    """Every claim with its verdict, as plain data; None where there are no rows."""
+    entries = []
+    for claim in read_claims():
+        verdict = judge(claim)
+        found = verdict.effect
+        bounds = (
+            [x if math.isfinite(x) else None for x in (found.low, found.high)] if found else None
+        )
+        entries.append(
+            {
+                "id": claim.id,
+                "kind": claim.kind,
+                "chapter": claim.chapter,
+                "document": claim.document,
+                "place": claim.place,
+                "statement": claim.statement,
+                "verdict": verdict.verdict,
+                "value": found.estimate if found else None,
+                "interval": bounds,
+                "n": verdict.n,
+                "profile": verdict.profile or None,
+                "unit": claim.paper.unit if isinstance(claim, Number) else claim.unit,
+            }
+        )
+    return entries
+
+
+def counts(chapter: str | None = None) -> pd.DataFrame:
+    """How many claims of each kind have each verdict: one row a kind, one column a verdict."""
+    found = [(claim.kind, judge(claim).verdict) for claim in read_claims(chapter)]
+    tally = collections.Counter(found)
+    kinds = [kind for kind in ("number", "finding") if any(k == kind for k, _ in found)]
+    columns = [v for v in VERDICTS if any(w == v for _, w in found)]
+    table = [[tally[kind, verdict] for verdict in columns] for kind in kinds]
+    return pd.DataFrame(table, pd.Index([f"{kind}s" for kind in kinds]), columns)
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def chapter_title(chapter: str) -> str:
+    """The heading of a chapter's notebook."""
+    for cell in nbformat.read(chapter_path(chapter), as_version=4).cells:
+        if found := re.match(r"# (.+)", cell.source):
+            return found[1].strip()
+    return chapter
+
+
+def scoreboard_markdown() -> str:
+    """All claims: counts by kind, then for each chapter its numbers and findings, folded."""
+    parts = [_html_counts()]
+    for chapter in chapter_names():
+        if not read_claims(chapter):
+            continue
+        parts.append(f"## {chapter_title(chapter)}")
+        for name, table in (
+            ("numbers", claims_table(chapter)),
+            ("findings", findings_table(chapter)),
+        ):
+            if len(table):
+                parts.append(
+                    f":::{{dropdown}} {len(table)} {name}\n{markdown(table.to_numpy(), table)}\n:::"
+                )
+    return "\n\n".join(parts)
+
+
+def _html_counts() -> str:
+    table = counts()
+    return markdown(
+        [(kind, *row) for kind, row in zip(table.index, table.to_numpy())], ["", *table]
+    )
+
+
+def speed_markdown() -> str:
+    """For each benchmark the newest row of each kind of device as Markdown tables.
+
+    A row's metrics may name under "versions" what it depends on; else it is torch.
+    """
+    parts = []
+    files = (book_root() / BENCHMARK_ROWS).parent.glob("*.jsonl")
+    for path in sorted(files, key=lambda path: (path.name != BENCHMARK_ROWS.name, path.name)):
+        rows = [row for row in Results(path).rows() if row.status == "ok"]
+        newest = {row.key["kind"]: row for row in rows}  # rows are oldest first
+        if newest:
+            parts.append(f"## {path.stem.capitalize()}")
+        for row in newest.values():
+            of_torch = f"torch {row.versions['torch']}, {row.number_format}"
+            versions = f"python {row.versions['python']}, {row.metrics.get('versions', of_torch)}"
+            table = markdown(row.metrics["table"], row.metrics["columns"])
+            title = f"### {row.key['kind'].upper()}: {row.device}"
+            about = f"Measured on {row.finished:%Y-%m-%d} ({versions})."
+            parts.append(f"{title}\n\n{about}\n\n{table}")
+    return "\n\n".join(parts) or "No benchmark is on record yet."
