@@ -26,7 +26,7 @@ import nbformat
 from nbformat.warnings import MissingIDFieldWarning
 
 from jahs_utils import checks
-from jahs_utils.checks import named_folder, one_of
+from jahs_utils.checks import named_folder, one_of, shown
 
 # A module with a path is a package to Python: chapters are its submodules, found by _Finder.
 __path__: list[str] = []
@@ -73,8 +73,10 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     with warnings.catch_warnings(action="ignore", category=MissingIDFieldWarning):
         try:
             return nbformat.reads(path.read_text("utf-8-sig"), as_version=4)
-        except (nbformat.reader.NotJSONError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a notebook ({str(error)[:60]})") from None
+        except OSError:
+            raise
+        except Exception as error:  # of many kinds, for text and for JSON that is no notebook
+            raise ValueError(f"{path} is not a notebook ({shown(str(error))})") from None
 
 
 def exported_source(path: Path) -> str:

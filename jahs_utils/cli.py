@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -204,27 +206,31 @@ def _named(chapters: list[str] | None) -> list[str]:
 
 
 def _parse(settings: list[str] | None) -> dict[str, object]:
-    """name=value pairs as a dict; values are read as YAML, so 1 is a number and [8, 8] a list."""
-    import yaml
-
-    parsed = {}
+    """name=value pairs as a dict; a value is a literal of Python (1, 0.1, [8, 8]), else text."""
+    parsed: dict[str, object] = {}
     for setting in settings or []:
-        name, equals, value = setting.partition("=")
+        name, equals, value = map(str.strip, setting.partition("="))
         if not equals or not name:
             raise ValueError(f"--set takes name=value, got {setting!r}")
-        parsed[name] = yaml.safe_load(value)
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            parsed[name] = value
     return parsed
 
 
 def main() -> None:
     """Entry point: user errors are one line on standard error and exit status 2."""
+    if sys.getfilesystemencoding() != "utf-8":  # pages, paths and notebooks need it
+        program = [sys.executable, "-m", "jahs_utils.cli", *sys.argv[1:]]
+        os.execve(sys.executable, program, os.environ | {"PYTHONUTF8": "1"})
     try:
         status = app(standalone_mode=False)
     except typer.Exit as end:
         status = end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         status = 130
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         status = _fail(str(error))
     except Exception as error:
         from jahs_utils.book import BookError
