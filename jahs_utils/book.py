@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -308,7 +309,7 @@ def build(
     shutil.move(built, html)
     say(f"{time.perf_counter() - start:.0f} s")
     say(f"\nThe book is in {_short(html)}. Open {_short(html / 'index.html')} in a browser, or run")
-    say(f"  python -m http.server -d {_short(html)}\nand go to http://localhost:8000")
+    say(f"  python -m http.server -d {shlex.quote(_short(html))}\nand go to http://localhost:8000")
     return html / "index.html"
 
 
