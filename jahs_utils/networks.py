@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from jahs_utils.checks import shown, whole
 
 
-def _sizes(**given: int | Sequence[int]) -> None:
-    """Refuse a size, or one of several, that is not a whole number of at least 1."""
+def _sizes(**given: Sequence[int]) -> None:
+    """Refuse a size that is not a whole number of at least 1."""
     for name, sizes in given.items():
-        for size in sizes if isinstance(sizes, Sequence) else [sizes]:
+        for size in sizes:
             whole(size, name)
 
 
@@ -33,7 +33,7 @@ class ConvLayer(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        _sizes(in_channels=in_channels, out_channels=out_channels)
+        _sizes(in_channels=[in_channels], out_channels=[out_channels])
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
 
@@ -61,7 +61,7 @@ class ConvNet(nn.Module):
         image_size: int = 28,
     ) -> None:
         super().__init__()
-        _sizes(channels=channels, neurons=neurons, in_channels=in_channels, classes=classes)
+        _sizes(channels=channels, neurons=neurons, in_channels=[in_channels], classes=[classes])
         whole(len(channels), "the number of convolutional layers")
         side = whole(image_size, "image_size") // 2 ** len(channels)
         if side < 1:
@@ -94,7 +94,7 @@ class ResidualBlock(nn.Module):
         self, in_channels: int, out_channels: int, stride: int, kernels: Sequence[int]
     ) -> None:
         super().__init__()
-        _sizes(in_channels=in_channels, out_channels=out_channels, stride=stride)
+        _sizes(in_channels=[in_channels], out_channels=[out_channels], stride=[stride])
         _odd(kernels)
         widths = [in_channels] + [out_channels] * len(kernels)
         self.norms = nn.ModuleList(nn.BatchNorm2d(i) for i in widths[:-1])
@@ -132,7 +132,7 @@ class WideResNet(nn.Module):
         classes: int = 10,
     ) -> None:
         super().__init__()
-        _sizes(depth=depth, width=width, in_channels=in_channels, classes=classes)
+        _sizes(depth=[depth], width=[width], in_channels=[in_channels], classes=[classes])
         _odd(kernels)
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth must be 6 N + 4 (10, 16, 22, 28, 40, ...), got {shown(depth)}")
@@ -173,7 +173,7 @@ def network_cost(
     model: nn.Module, image_shape: tuple[int, int, int], batch_size: int = 128
 ) -> Cost:
     """Count a network without running it (on torch's meta device); the model is not changed."""
-    _sizes(image_shape=image_shape, batch_size=batch_size)
+    _sizes(image_shape=image_shape, batch_size=[batch_size])
     shadow = copy.deepcopy(model).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow.eval()(torch.empty(1, *image_shape, device="meta"))

@@ -334,7 +334,7 @@ class Budget:
         whole(self.limits.get("steps", 1), "steps")
         if not self.limits:
             raise ValueError("fit needs a budget: give epochs, steps or seconds")
-        self.steps_per_epoch = images // whole(batch_size, "batch_size", 1, images)
+        self.steps_per_epoch = images // whole(batch_size, "batch_size", 1, whole(images, "images"))
 
     def used(self, step: int, clock: _Clock) -> tuple[float, str]:
         """Share of the budget that is used, and the name of the limit once it is reached."""

@@ -1,7 +1,7 @@
 """Numbers that cannot be are refused: one line, which fits a screen, whatever was given.
 
-Each file of `tests/arguments` holds tables for one module: `jahs_utils.py` for the package, NN_name.py
-for the exported functions of a chapter. `CASES` maps a function (a class stands for its constructor,
+Each file of `tests/arguments` holds two tables: `jahs_utils.py` for the package, NN_name.py for the
+exported functions of a chapter. `CASES` maps a function (a class stands for its constructor,
 "Class.method" for a method) to the keyword arguments of a good call and, for each parameter with
 numbers, values that are refused in its place. `EXEMPT` maps a function to the reason why not.
 """

@@ -3,7 +3,6 @@
 Read by `tests/test_arguments.py`, which says what the tables mean.
 """
 
-import functools
 import math
 
 import torch
@@ -89,7 +88,13 @@ CASES = {
         {"image_shape": [(1, 8, value) for value in COUNT], "batch_size": COUNT},
     ),
     "populations.fit_population": (
-        {"build": small, "members": [Member(DIGITS, 0.1, 0)], "epochs": 1, "mode": "together"},
+        {
+            "build": small,
+            "members": [Member(DIGITS, 0.1, 0)],
+            "epochs": 1,
+            "mode": "together",
+            "batch_size": 50,
+        },
         changed(
             members=[
                 [],
