@@ -30,12 +30,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jahs_utils.checks import positive, shown, whole
+from jahs_utils.checks import number, positive, shown, whole
 
 if TYPE_CHECKING:
     from ConfigSpace import ConfigurationSpace
     from smac import MultiFidelityFacade
 
+RANGE = 10_000  # of budgets: SMAC begins with about as many configurations
 RUNGS = 100  # more come of an eta that is 1 but for a slip
 LARGEST = 1e150  # of a cost: its square is finite
 
@@ -261,22 +262,22 @@ class _Journal:
         self.path, self._size, self.trials = path, content.rfind(b"\n") + 1, []
         if self._size < len(content):
             os.truncate(path, self._size)  # its writer was killed in the middle of a line
-        for number, line in enumerate(content[: self._size].split(b"\n")[:-1], start=1):
+        for place, line in enumerate(content[: self._size].split(b"\n")[:-1], start=1):
             try:
                 entry = json.loads(line)
                 loss = math.inf if entry["loss"] is None else entry["loss"]
                 self.trials.append(Trial(**entry | {"loss": loss}))
             except (ValueError, TypeError, KeyError):
                 raise ValueError(
-                    f"{path}, line {number}: not a trial: delete the file or name another journal"
+                    f"{path}, line {place}: not a trial: delete the file or name another journal"
                 ) from None
 
     def answer(self, index: int, asked: Mapping[int, tuple[Config, float]]) -> tuple[int, Trial]:
         """The trial at `index` and the number of the evaluation that it answers."""
         trial = self.trials[index]
-        for number, (config, budget) in asked.items():
+        for asked_as, (config, budget) in asked.items():
             if (_as_json(config), budget) == (trial.config, trial.budget):
-                return number, dataclasses.replace(trial, config=config)
+                return asked_as, dataclasses.replace(trial, config=config)
         calls = " or ".join(f"{config} at budget {budget}" for config, budget in asked.values())
         raise ValueError(
             f"{self.path}, line {index + 1}: asked for {calls}, but {trial.config} at budget "
@@ -408,8 +409,7 @@ def smac_search(
     Raises ValueError for arguments that make no search or are not those of the search in `folder`.
     """
     positive(min_budget, "min_budget")
-    if positive(max_budget, "max_budget") < min_budget:
-        raise ValueError(f"max_budget {max_budget} must not be below min_budget {min_budget}")
+    number(positive(max_budget, "max_budget"), "max_budget", min_budget, RANGE * min_budget)
     if positive(eta, "eta") <= 1 or math.log(max_budget / min_budget) > RUNGS * math.log(eta):
         raise ValueError(f"eta must be above 1 and make at most {RUNGS} rungs, got {eta!r}")
     if total is None and trials is None:

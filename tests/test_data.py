@@ -252,9 +252,7 @@ def test_a_cache_that_cannot_be_written_is_the_same_one_line(
         load("cifar10", device="cpu")
 
 
-def test_a_copy_for_a_cache_that_cannot_be_written_is_one_line(
-    data_folder, monkeypatch, tmp_path
-):
+def test_a_copy_for_a_cache_that_cannot_be_written_is_one_line(data_folder, monkeypatch, tmp_path):
     (data_folder / "file").touch()
     monkeypatch.setenv("JAHS_CACHE", str(data_folder / "file" / "cache"))
     with pytest.raises(ValueError, match=r"^cannot write to [^\n]*in JAHS_CACHE$"):
@@ -604,7 +602,9 @@ def test_the_subset_of_everything_is_the_set(digits):
 
 @pytest.mark.parametrize("n", [-1, 0, 9, 1428, 1436, 1438])
 def test_a_subset_out_of_bounds_is_one_line_with_the_bounds(digits, n):
-    with pytest.raises(ValueError, match=rf"^subset[, ].* whole number from 10 to 14\d\d, got {n}$"):
+    with pytest.raises(
+        ValueError, match=rf"^subset[, ].* whole number from 10 to 14\d\d, got {n}$"
+    ):
         digits.subset(n)
 
 
@@ -752,7 +752,7 @@ def test_mixup_with_alpha_0_mixes_nothing():
 
 
 def test_a_negative_alpha_is_one_line():
-    with pytest.raises(ValueError, match="mixup's alpha must be .* at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"mixup's alpha must be .* at least 0, got -1"):
         mixup(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), -1, 2)
 
 

@@ -124,7 +124,7 @@ CASES = {
         SEARCH | {"evaluate": zero},
         {
             "min_budget": [*POSITIVE, 4],
-            "max_budget": [*POSITIVE, 0.5],
+            "max_budget": [*POSITIVE, 0.5, 1e9],
             "eta": [*POSITIVE, 1, 0.5, 1.0000001],
             "total": or_none(POSITIVE),
             "trials": COUNT,
