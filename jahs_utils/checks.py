@@ -74,10 +74,9 @@ def named_folder(variable: str) -> Path | None:
     named = os.environ.get(variable)
     if not named:
         return None
-    try:
-        folder = Path(named).expanduser().absolute()
-    except RuntimeError:
-        raise ValueError(f"{variable} names {shown(named)}: there is no such home folder") from None
+    folder = Path(os.path.expanduser(named)).absolute()
+    if os.path.expanduser(named).startswith("~"):
+        raise ValueError(f"{variable} names {shown(named)}: there is no such home folder")
     os.environ[variable] = str(folder)
     return folder
 
