@@ -31,7 +31,7 @@ def jahs(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "choices"),
     [
-        (["run", "00_training", "--profile", "fast"], "quick, standard, paper"),
+        (["run", "00_training", "--profile", "fast"], "quick, standard, gpu, paper"),
         (["run", "01_trainin"], "00_training"),
         (["run", "00_training", "--set", "sead=1"], "seed"),
         (["experiment", "run", "00_training/jont_grid"], "joint_grid"),
@@ -41,7 +41,7 @@ def jahs(monkeypatch, capsys):
         (["record", "--profile", "fast"], "quick, standard, gpu, paper"),
         (["record", "00_training/jont_grid"], "joint_grid"),
         (["record", "--limit-seconds", "-1"], "at least 0"),
-        (["record", "--limit-seconds", "ten"], "ten"),
+        (["record", "--limit-seconds", "ten"], "--limit-seconds"),
         (["experiment", "show", "00_training/baseline", "--profile", "quick"], "standard, paper"),
         (["data", "import", "no-such-file.npz"], "no-such-file.npz"),
         (["no-such-command"], "no-such-command"),
