@@ -27,6 +27,7 @@ from jahs_utils.experiments import (
     grid,
     key_id,
     read_results,
+    recorded_costs,
     results_path,
     run_experiment,
 )
@@ -512,3 +513,19 @@ def test_a_cluster_does_not_log_its_comings_and_goings(cluster_run):
     log = cluster_run["log"]
     assert " - INFO - " not in log
     assert " - WARNING - " not in log
+
+
+def test_the_checksum_of_rows_changes_with_a_metric_and_not_with_time_or_order(book):
+    run_experiment("90_small/square", "quick")
+    path = results_path("90_small", "square", "quick")
+    checksum = recorded_costs("90_small")["checksum"][0]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def rewritten(rows):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(text, encoding="utf-8")
+        return recorded_costs("90_small")["checksum"][0]
+
+    assert rewritten([line | {"wall_seconds": 9.0} for line in reversed(lines)]) == checksum
+    lines[0]["metrics"]["square"] += 1
+    assert rewritten(lines) != checksum
