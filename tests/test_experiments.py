@@ -42,7 +42,7 @@ def keys(name: str) -> list[int]:
 
 
 def lines(name: str) -> list[dict]:
-    text = results(name).path.read_text()
+    text = results(name).path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -56,7 +56,9 @@ def marks(tmp_path, monkeypatch):
 
 
 def times_computed(folder: Path) -> Counter:
-    return Counter({int(path.name): len(path.read_text().split()) for path in folder.iterdir()})
+    return Counter(
+        {int(path.name): len(path.read_text(encoding="utf-8").split()) for path in folder.iterdir()}
+    )
 
 
 def start_run(name: str) -> subprocess.Popen:
@@ -169,7 +171,7 @@ def test_a_line_that_is_not_a_row_is_named_by_file_and_number(wrong, book):
     run_experiment("90_small/square", "quick")
     damage, complaint = WRONG_LINES[wrong]
     path = results("square").path
-    whole = path.read_text().splitlines()
+    whole = path.read_text(encoding="utf-8").splitlines()
     whole.insert(2, damage(json.loads(whole[1])))
     path.write_text("\n".join(whole) + "\n", "utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
@@ -412,7 +414,8 @@ def test_results_are_sorted_by_key_whatever_the_order_of_the_rows(book):
     run_experiment("90_small/square", "quick")
     before = read_results("90_small", "square", "quick")
     path = results("square").path
-    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(reversed(lines)), encoding="utf-8")
     pd.testing.assert_frame_equal(read_results("90_small", "square", "quick"), before)
 
 
@@ -466,16 +469,16 @@ def cluster_run(make_book, tmp_path_factory):
         "    print(s.ok, s.failed, s.left, s.reason)\n"
     )
     script = root / "run.py"
-    script.write_text(code)
+    script.write_text(code, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAHS_BOOK", str(root))
         file = results("killing")
-        with file.claim({"x": 4}), open(log, "w") as stream:
+        with file.claim({"x": 4}), open(log, "w", encoding="utf-8") as stream:
             done = subprocess.run(
                 [sys.executable, str(script)],
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                text=True,
+                encoding="utf-8",
                 env=dict(os.environ),
                 timeout=240,
             )
@@ -487,7 +490,7 @@ def cluster_run(make_book, tmp_path_factory):
         book.forget("90_small")
     return {
         "printed": done.stdout,
-        "log": log.read_text(),
+        "log": log.read_text(encoding="utf-8"),
         "rows": {row.key["x"]: row for row in file.rows()},
         "expected": expected,
     }

@@ -304,11 +304,11 @@ async def browser_tab(profile: Path) -> AsyncIterator[Tab]:
         try:
             port = profile / "DevToolsActivePort"
             deadline = time.monotonic() + 30
-            while not (port.exists() and len(port.read_text().splitlines()) == 2):
+            while not (port.exists() and len(port.read_text(encoding="utf-8").splitlines()) == 2):
                 assert process.poll() is None, f"Chromium ended with status {process.poll()}"
                 assert time.monotonic() < deadline, "Chromium did not open its port"
                 await asyncio.sleep(0.05)
-            number, path = port.read_text().splitlines()
+            number, path = port.read_text(encoding="utf-8").splitlines()
             request = HTTPRequest(f"ws://127.0.0.1:{number}{path}", request_timeout=30)
             tab = Tab(await websocket_connect(request, max_message_size=1 << 28))
             target = await tab.call("Target.createTarget", url="about:blank")
@@ -322,7 +322,7 @@ async def browser_tab(profile: Path) -> AsyncIterator[Tab]:
 
 
 def test_the_address_of_the_site_leads_to_the_title_page(site: Path) -> None:
-    assert "url=book/index.html" in (site / "index.html").read_text()
+    assert "url=book/index.html" in (site / "index.html").read_text(encoding="utf-8")
 
 
 def test_every_request_goes_to_the_book_itself(visits: list[Visit], address: str) -> None:
