@@ -23,6 +23,7 @@
   };
   const draw = async () => {
     const place = figure.querySelector(".jahs-chart");
+    chart.config.font = getComputedStyle(figure).fontFamily; // measured as it is drawn
     const { view } = await vegaEmbed(place, chart, { renderer: "svg", actions: false });
     const says = () => (figure.querySelector(".jahs-says").textContent = view.signal("says"));
     view.addSignalListener("says", says);

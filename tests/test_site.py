@@ -73,6 +73,17 @@ SENTENCE = (
     "The rank {eq}`erank-NAME` lies between $1$ and $n = 7$, as {cite:t}`elsken2017nash` find; "
     "a sentence that is computed looks like **one** that is written."
 )
+INTERACTIVE_CHAPTER = "00_training"  # the others have none, so they have to do without the scripts
+INTERACTIVE = """# Draws, in the browser: a number doubled
+import altair as alt
+import pandas as pd
+from jahs_utils.interactive import interactive
+
+slider = alt.binding_range(min=1, max=9, step=1, name="a number")
+chart = alt.Chart(alt.Data(values=[{"x": 1}])).mark_point().encode(x="x:Q").add_params(
+    alt.param("n", bind=slider, value=1), alt.param("says", expr="'twice it is ' + 2 * n")
+)
+interactive(chart, "A number", "A point", "twice it is 2", pd.DataFrame({"x": [1]}), 1)"""
 MEASURE = """
 (async () => {
   const maths = [...document.querySelectorAll('.math.notranslate')];
@@ -91,7 +102,12 @@ MEASURE = """
   const article = document.querySelector('.bd-article');
   const edge = article ? article.getBoundingClientRect().right + 1 : Infinity;
   const parts = article ? [...article.querySelectorAll('table, img, pre, .math.notranslate')] : [];
+  const figures = [...document.querySelectorAll('.jahs-interactive')];
+  const drawn = () => figures.every(figure => figure.querySelector('.vega-bindings'));
+  for (let k = 0; k < 300 && !drawn(); k++) await new Promise(done => setTimeout(done, 50));
   return JSON.stringify({
+    figures: figures.length,
+    drawn: drawn(),
     width: innerWidth,
     scroll_width: document.documentElement.scrollWidth,
     equations: maths.length,
@@ -141,6 +157,8 @@ def stand_in_chapter(name: str) -> nbformat.NotebookNode:
         new_code_cell(figure, metadata=alt),
         new_code_cell(table),
     ]
+    if name == INTERACTIVE_CHAPTER:
+        cells.append(new_code_cell(INTERACTIVE, metadata={"tags": ["hide-input"]}))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
@@ -310,3 +328,13 @@ def test_every_image_has_an_alternative_text(visits: list[Visit]) -> None:
 
     assert any(visit.seen["alts"] for visit in visits)
     assert not {str(v): v.seen["alts"] for v in visits if any(map(missing, v.seen["alts"]))}
+
+
+def test_interactive_figures_are_drawn_and_only_their_pages_load_the_scripts(
+    visits: list[Visit],
+) -> None:
+    assert any(visit.seen["figures"] for visit in visits)
+    for visit in visits:
+        loads = any(url.endswith("/_static/vega.js") for url in visit.requests)
+        assert visit.seen["drawn"], visit
+        assert loads == bool(visit.seen["figures"]), visit
