@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Profile = Annotated[str, typer.Option(help="quick, standard or paper")]
+Profile = Annotated[str, typer.Option(help="quick, standard, gpu or paper")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="a parameter of the chapter, as name=value")
 ]
+Scheduler = Annotated[str | None, typer.Option(help="address of a Dask scheduler")]
+Limit = Annotated[float | None, typer.Option(help="start what ends in so many seconds")]
+Retry = Annotated[bool, typer.Option(help="compute failed rows again")]
 Chapters = Annotated[list[str] | None, typer.Argument(help="chapters; all when none is named")]
 
 plain = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
@@ -94,10 +99,10 @@ def list_experiments() -> None:
 def run_one(
     address: Annotated[str, typer.Argument(metavar="CHAPTER/NAME")],
     profile: Profile = "quick",
-    workers: Annotated[int, typer.Option(min=1, help="processes on this machine")] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="address of a Dask scheduler")] = None,
-    limit_seconds: Annotated[float | None, typer.Option(help="stop before this long")] = None,
-    retry_failed: Annotated[bool, typer.Option(help="compute failed rows again")] = False,
+    workers: Annotated[int, typer.Option(help="processes on this machine")] = 1,
+    scheduler: Scheduler = None,
+    limit_seconds: Limit = None,
+    retry_failed: Retry = False,
 ) -> None:
     """Compute the rows that are missing and record them; it can be stopped at any moment."""
     from jahs_utils.experiments import run_experiment
@@ -111,6 +116,36 @@ def run_one(
         retry_failed=retry_failed,
         report=typer.echo,
     )
+    _echo(summary)
+
+
+@app.command()
+def record(
+    addresses: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER/NAME]...")] = None,
+    profile: Profile = "standard",
+    workers: Annotated[int | None, typer.Option(help="processes, instead of what suits")] = None,
+    scheduler: Scheduler = None,
+    limit_seconds: Limit = None,
+    dry_run: Annotated[bool, typer.Option(help="only say what it would take")] = False,
+    retry_failed: Retry = False,
+) -> None:
+    """Compute the missing rows of all chapters, most worth per second first, in the time given."""
+    from jahs_utils.record import record as compute
+
+    summary = compute(
+        profile,
+        addresses or (),
+        workers=workers,
+        scheduler=scheduler,
+        limit_seconds=limit_seconds,
+        dry_run=dry_run,
+        retry_failed=retry_failed,
+        report=typer.echo,
+    )
+    _echo(summary)
+
+
+def _echo(summary: Any) -> None:
     typer.echo(f"{summary.ok} rows, {summary.failed} failed, {summary.left} left: {summary.reason}")
 
 
@@ -160,7 +195,8 @@ def claims(
 @data.command("list")
 def list_data() -> None:
     """The data sets that `load` knows and the folders where it looks."""
-    from jahs_utils.data import DATASETS, SYSTEM_FOLDER, data_roots
+    from jahs_utils.data import DATASETS
+    from jahs_utils.data_files import SYSTEM_FOLDER, data_roots
 
     typer.echo("\n".join(DATASETS))
     typer.echo("searched: " + ", ".join(map(str, [*data_roots(), SYSTEM_FOLDER])))
@@ -169,7 +205,7 @@ def list_data() -> None:
 @data.command("import")
 def import_data(path: Path) -> None:
     """Bring a JPEG copy of CIFAR-10 (.npz) into the cache, where `load("cifar10")` finds it."""
-    from jahs_utils.data import import_cifar10_copy
+    from jahs_utils.data_files import import_cifar10_copy
 
     typer.echo(f"cifar10 is now at {import_cifar10_copy(path)}")
 
@@ -180,7 +216,7 @@ def doctor(measure: Annotated[bool, typer.Option(help="measure formats again")] 
     import torch
 
     from jahs_utils.chapters import book_root
-    from jahs_utils.data import data_roots
+    from jahs_utils.data_files import data_roots
     from jahs_utils.device import cache_folder, describe_device, fastest_format, pick_device
 
     device = pick_device()
@@ -203,35 +239,37 @@ def _named(chapters: list[str] | None) -> list[str]:
 
 
 def _parse(settings: list[str] | None) -> dict[str, object]:
-    """name=value pairs as a dict; values are read as YAML, so 1 is a number and [8, 8] a list."""
-    import yaml
-
-    parsed = {}
+    """name=value pairs as a dict; a value is a literal of Python (1, 0.1, [8, 8]), else text."""
+    parsed: dict[str, object] = {}
     for setting in settings or []:
-        name, equals, value = setting.partition("=")
+        name, equals, value = map(str.strip, setting.partition("="))
         if not equals or not name:
             raise ValueError(f"--set takes name=value, got {setting!r}")
-        parsed[name] = yaml.safe_load(value)
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            parsed[name] = value
     return parsed
 
 
 def main() -> None:
     """Entry point: user errors are one line on standard error and exit status 2."""
+    if sys.getfilesystemencoding() != "utf-8":  # pages, paths and notebooks need it
+        program = [sys.executable, "-m", "jahs_utils.cli", *sys.argv[1:]]
+        os.execve(sys.executable, program, os.environ | {"PYTHONUTF8": "1"})
     try:
         status = app(standalone_mode=False)
     except typer.Exit as end:
         status = end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         status = 130
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         status = _fail(str(error))
     except Exception as error:
-        from jahs_utils.book import BookError
-
         # Depending on its version, typer's usage errors are click's or those of its own copy.
         if hasattr(error, "format_message"):
             status = _fail(error.format_message())
-        elif isinstance(error, BookError):
+        elif type(error).__name__ == "BookError":  # its module needs papermill
             status = _fail(str(error), status=1)
         else:
             raise

@@ -1673,7 +1673,7 @@ def test_two_processes_share_a_climb(tmp_path, alone):
         cwd=Path(__file__).parent,
         env=environment,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     try:
         while not (tmp_path / "ready").exists():

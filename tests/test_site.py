@@ -102,12 +102,52 @@ MEASURE = """
   const article = document.querySelector('.bd-article');
   const edge = article ? article.getBoundingClientRect().right + 1 : Infinity;
   const parts = article ? [...article.querySelectorAll('table, img, pre, .math.notranslate')] : [];
-  const figures = [...document.querySelectorAll('.jahs-interactive')];
-  const drawn = () => figures.every(figure => figure.querySelector('.vega-bindings'));
+  const charts = [...document.querySelectorAll('.jahs-interactive')];
+  const drawn = () => charts.every(chart => chart.querySelector('.vega-bindings'));
   for (let k = 0; k < 300 && !drawn(); k++) await new Promise(done => setTimeout(done, 50));
+  const numbers = color => color.match(/[\\d.]+/g).map(Number);
+  const light = color => numbers(color).slice(0, 3)
+    .map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
+  const behind = node => {
+    const color = getComputedStyle(node).backgroundColor;
+    return numbers(color)[3] === 0 && node.parentElement ? behind(node.parentElement) : color;
+  };
+  const figures = article ? [...article.querySelectorAll('.jahs-figure')] : [];
+  const look = (figure, theme) => {
+    document.documentElement.dataset.theme = theme;
+    const svg = figure.querySelector('svg'), ground = behind(svg);
+    const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    const texts = [...svg.querySelectorAll('text')].filter(t => !t.children.length);
+    const contrasts = [figure.querySelector('figcaption'), ...texts].map(t => {
+      const style = getComputedStyle(t), ink = t.matches('text') ? style.fill : style.color;
+      const [low, high] = [light(ink), light(ground)].sort((a, b) => a - b);
+      return (high + 0.05) / (low + 0.05);
+    });
+    return {
+      theme, ground: light(ground), contrast: Math.min(...contrasts), alt: svg.closest('[aria-label]')?.ariaLabel,
+      heights: scale ? texts.map(t => parseFloat(getComputedStyle(t).fontSize) * scale) : [],
+      fonts: texts.map(t => getComputedStyle(t).fontFamily),
+      font: getComputedStyle(article).fontFamily,
+    };
+  };
+  const looks = ['dark', 'light'].flatMap(theme => figures.map(f => look(f, theme)));
+  const ids = [...document.querySelectorAll('.jahs-figure [id]')].map(node => node.id);
   return JSON.stringify({
-    figures: figures.length,
+    charts: charts.length,
     drawn: drawn(),
+    looks,
+    ids_twice: ids.filter((id, k) => ids.indexOf(id) !== k),
+    folded: [...document.querySelectorAll('details.hide')].map(d => ({
+      prompt: d.querySelector('.collapsed').textContent, open: d.open,
+    })),
+    said: [...document.querySelectorAll('.tag_remove-input p')].map(p => {
+      const other = article.querySelector('section > p'), [a, b] = [p, other].map(n => ({
+        left: n.getBoundingClientRect().left, ground: behind(n),
+        size: getComputedStyle(n).fontSize, color: getComputedStyle(n).color,
+      }));
+      return {text: visible(p), same: JSON.stringify(a) === JSON.stringify(b)};
+    }),
     width: innerWidth,
     scroll_width: document.documentElement.scrollWidth,
     equations: maths.length,
@@ -131,6 +171,7 @@ class Visit:
     seen: dict[str, Any]
     requests: list[str]
     failed: list[str]
+    errors: list[str]
 
     def __str__(self) -> str:
         return f"{self.page} at {self.seen['width']} px"
@@ -254,7 +295,22 @@ class Tab:
         sent = [e["params"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
         got = [e["params"] for e in self.events if e["method"] == "Network.responseReceived"]
         failed = [r["response"]["url"] for r in got if r["response"]["status"] >= 400]
-        return Visit(page, seen, [s["request"]["url"] for s in sent], failed)
+        return Visit(page, seen, [s["request"]["url"] for s in sent], failed, self.errors())
+
+    def errors(self) -> list[str]:
+        """What scripts have thrown, and what the browser or a script has logged as an error."""
+        errors = []
+        for event in self.events:
+            match event:
+                case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
+                    errors.append(
+                        details.get("exception", details).get("description", str(details))
+                    )
+                case {"method": "Log.entryAdded", "params": {"entry": {"level": "error"} as entry}}:
+                    errors.append(f"{entry['text']} {entry.get('url', '')}")
+                case {"method": "Runtime.consoleAPICalled", "params": {"type": "error"} as call}:
+                    errors.append(str(call["args"]))
+        return errors
 
 
 @contextlib.asynccontextmanager
@@ -266,17 +322,17 @@ async def browser_tab(profile: Path) -> AsyncIterator[Tab]:
         try:
             port = profile / "DevToolsActivePort"
             deadline = time.monotonic() + 30
-            while not (port.exists() and len(port.read_text().splitlines()) == 2):
+            while not (port.exists() and len(port.read_text(encoding="utf-8").splitlines()) == 2):
                 assert process.poll() is None, f"Chromium ended with status {process.poll()}"
                 assert time.monotonic() < deadline, "Chromium did not open its port"
                 await asyncio.sleep(0.05)
-            number, path = port.read_text().splitlines()
+            number, path = port.read_text(encoding="utf-8").splitlines()
             request = HTTPRequest(f"ws://127.0.0.1:{number}{path}", request_timeout=30)
             tab = Tab(await websocket_connect(request, max_message_size=1 << 28))
             target = await tab.call("Target.createTarget", url="about:blank")
             attached = await tab.call("Target.attachToTarget", **target, flatten=True)
             tab.session = attached["sessionId"]
-            for domain in ("Network", "Page", "Runtime"):
+            for domain in ("Log", "Network", "Page", "Runtime"):
                 await tab.call(f"{domain}.enable")
             yield tab
         finally:
@@ -284,7 +340,7 @@ async def browser_tab(profile: Path) -> AsyncIterator[Tab]:
 
 
 def test_the_address_of_the_site_leads_to_the_title_page(site: Path) -> None:
-    assert "url=book/index.html" in (site / "index.html").read_text()
+    assert "url=book/index.html" in (site / "index.html").read_text(encoding="utf-8")
 
 
 def test_every_request_goes_to_the_book_itself(visits: list[Visit], address: str) -> None:
@@ -333,8 +389,54 @@ def test_every_image_has_an_alternative_text(visits: list[Visit]) -> None:
 def test_interactive_figures_are_drawn_and_only_their_pages_load_the_scripts(
     visits: list[Visit],
 ) -> None:
-    assert any(visit.seen["figures"] for visit in visits)
+    assert any(visit.seen["charts"] for visit in visits)
     for visit in visits:
         loads = any(url.endswith("/_static/vega.js") for url in visit.requests)
         assert visit.seen["drawn"], visit
-        assert loads == bool(visit.seen["figures"]), visit
+        assert loads == bool(visit.seen["charts"]), visit
+
+
+def test_no_page_logs_an_error(visits: list[Visit]) -> None:
+    assert not {str(visit): visit.errors for visit in visits if visit.errors}
+
+
+def figures(visits: list[Visit]) -> list[tuple[str, dict[str, Any]]]:
+    looks = [(str(visit), look) for visit in visits for look in visit.seen["looks"]]
+    assert {look["theme"] for _, look in looks} == {"dark", "light"}
+    return looks
+
+
+def test_figures_lie_on_the_page_of_both_themes_without_a_slab(visits: list[Visit]) -> None:
+    for where, look in figures(visits):
+        assert (look["ground"] < 0.1) == (look["theme"] == "dark"), f"{where}: {look}"
+
+
+def test_text_of_figures_is_legible_in_both_themes(visits: list[Visit]) -> None:
+    assert not [(where, look) for where, look in figures(visits) if look["contrast"] < 4.5]
+
+
+def test_text_of_figures_is_legible_on_a_phone(visits: list[Visit]) -> None:
+    heights = [height for _, look in figures(visits) for height in look["heights"]]
+    assert min(heights) > 8.5  # pixels; 9 for all but what is set "small"
+
+
+def test_text_of_figures_is_in_the_font_of_the_page(visits: list[Visit]) -> None:
+    for where, look in figures(visits):
+        assert set(look["fonts"]) <= {look["font"]}, where
+
+
+def test_figures_have_an_alternative_text_and_ids_of_their_own(visits: list[Visit]) -> None:
+    assert all(look["alt"] for _, look in figures(visits))
+    assert not {str(visit): visit.seen["ids_twice"] for visit in visits if visit.seen["ids_twice"]}
+
+
+def test_folded_code_is_closed_under_a_prompt_that_names_it(visits: list[Visit]) -> None:
+    folded = [part for visit in visits for part in visit.seen["folded"]]
+    assert folded
+    assert not [part for part in folded if part["open"] or not part["prompt"].startswith("Code: ")]
+
+
+def test_a_computed_sentence_looks_like_a_written_one(visits: list[Visit]) -> None:
+    said = [sentence for visit in visits for sentence in visit.seen["said"]]
+    assert said
+    assert not [sentence["text"] for sentence in said if not sentence["same"]]
