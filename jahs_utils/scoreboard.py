@@ -58,7 +58,8 @@ def sentence(id: str) -> str:
         "minutes": _count(verdict.minutes),
         **{name: f"{value:.{digits}f}" for name, value in zip("ab", verdict.groups)},
     }
-    return getattr(claim.said, WORDING[verdict.verdict]).format(**text).replace("-0.0", "0.0")
+    said = getattr(claim.said, WORDING[verdict.verdict]).format(**text)
+    return re.sub(r"-(0(?:\.0+)?)(?!\.?\d)", r"\1", said)  # no minus before a zero
 
 
 def conclude(*ids: str) -> Any:
