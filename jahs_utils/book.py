@@ -282,6 +282,7 @@ def stage_pages(root: Path, source: Path) -> None:
     (source / "chapters").mkdir()
     for name in ("_config.yml", "_toc.yml"):
         shutil.copyfile(root / name, source / name)
+    _fill_in(source / "book" / "index.md", "<!-- found -->", "found_markdown")
     _fill_in(source / "book" / "scoreboard.md", "<!-- scoreboard -->", "scoreboard_markdown")
     _fill_in(source / "book" / "speed.md", "<!-- speed-table -->", "speed_markdown")
     _copy_mathjax(source / "book" / "_static" / "mathjax")

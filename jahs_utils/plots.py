@@ -63,12 +63,16 @@ def show(figure: Figure, title: str, alt: str) -> None:
 
     title: what the figure shows, a finding. alt: what is to be seen, for those who cannot see it.
     """
+    display({"text/html": figure_html(figure, title, alt), "text/plain": title}, raw=True)
+
+
+def figure_html(figure: Figure, title: str, alt: str) -> str:
+    """The figure under its title as an element of a page (see `show`); closes it."""
     drawing = _svg(figure, alt)
     plt.close(figure)
     head = '<figure class="jahs-figure" style="margin: 1em 0; max-width: 34rem">'
     caption = f"<figcaption><strong>{html.escape(title)}</strong></figcaption>"
-    page = f"{head}\n{caption}\n{drawing}\n</figure>"
-    display({"text/html": page, "text/plain": title}, raw=True)
+    return f"{head}\n{caption}\n{drawing}\n</figure>"
 
 
 def _svg(figure: Figure, alt: str) -> str:

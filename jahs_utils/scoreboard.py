@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from jahs_utils.chapters import book_root, chapter_names, chapter_path
 from jahs_utils.claims import (
+    FINDING_VERDICTS,
+    OPEN_VERDICTS,
     VERDICTS,
     Finding,
     Number,
@@ -24,6 +29,7 @@ from jahs_utils.claims import (
     read_claims,
 )
 from jahs_utils.experiments import Results
+from jahs_utils.plots import COLORS, figure_html, new_figure
 
 BENCHMARK_ROWS = Path("results", "benchmarks", "training.jsonl")
 WORDING = {"holds": "holds", "does not hold": "fails", "undecided": "undecided"}
@@ -110,8 +116,7 @@ def claims_table(chapter: str | None = None) -> pd.DataFrame:
             f"{claim.document}, {claim.place}",
             _amount(claim.paper.value, claim.paper.spread, claim.paper.unit),
             _measured(claim, verdict),
-            _runs(verdict)
-            + (f"; shared with {together[claim.id]}" if claim.id in together else ""),
+            _runs(verdict) + together.get(claim.id, ""),
             verdict.verdict,
         )
         for claim, verdict in ((claim, judge(claim)) for claim in claims)
@@ -248,35 +253,151 @@ def counts(chapter: str | None = None) -> pd.DataFrame:
 
 def chapter_title(chapter: str) -> str:
     """The heading of a chapter's notebook."""
-    for cell in nbformat.read(chapter_path(chapter), as_version=4).cells:
-        if found := re.match(r"# (.+)", cell.source):
-            return found[1].strip()
-    return chapter
+    return headings(chapter)[0]
+
+
+def headings(chapter: str) -> list[str]:
+    """All headings of a chapter's notebook, in order."""
+    cells = nbformat.read(chapter_path(chapter), as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return [heading.strip() for heading in re.findall(r"(?m)^#+ (.+)$", text)]
 
 
 def scoreboard_markdown() -> str:
-    """All claims: counts by kind, then for each chapter its numbers and findings, folded."""
-    parts = [_html_counts()]
+    """All claims: a figure, counts by kind, then for each chapter its numbers and findings."""
+    tally = counts()
+    rows = [(kind, *row) for kind, row in zip(tally.index, tally.to_numpy())]
+    parts = [_overview(), markdown(rows, ["", *tally])]
     for chapter in chapter_names():
-        if not read_claims(chapter):
-            continue
-        parts.append(f"## {chapter_title(chapter)}")
-        for name, table in (
-            ("numbers", claims_table(chapter)),
-            ("findings", findings_table(chapter)),
-        ):
-            if len(table):
-                parts.append(
-                    f":::{{dropdown}} {len(table)} {name}\n{markdown(table.to_numpy(), table)}\n:::"
-                )
+        if claims := read_claims(chapter):
+            tally = collections.Counter(judge(claim).verdict for claim in claims)
+            said = ", ".join(f"{tally[v]} {v}" for v in VERDICTS if tally[v])
+            parts.append(f"## {chapter_title(chapter)}\n\n{said}.")
+            parts += _folded(chapter, claims)
     return "\n\n".join(parts)
 
 
-def _html_counts() -> str:
-    table = counts()
-    return markdown(
-        [(kind, *row) for kind, row in zip(table.index, table.to_numpy())], ["", *table]
+def _folded(chapter: str, claims: Sequence[Number | Finding]) -> list[str]:
+    """A chapter's tables under their counts, and how to compute the rows behind them."""
+    linked = {}
+    for claim in claims:
+        place = f"#{_slug(claim.section)}" if claim.section else ""
+        linked[claim.statement] = f"[{claim.statement}](/chapters/{chapter}.ipynb{place})"
+    tables = {"numbers": claims_table(chapter), "findings": findings_table(chapter)}
+    tables["commands"] = _commands(claims)
+    return [
+        f"::::{{dropdown}} {len(table)} {name}\n"
+        + markdown([[linked.get(c, c) for c in row] for row in table.to_numpy()], table)
+        + "\n::::"
+        for name, table in tables.items()
+        if len(table)
+    ]
+
+
+def _commands(claims: Sequence[Number | Finding]) -> pd.DataFrame:
+    """The commands that compute the rows of these claims, and where those on record were made."""
+    made: dict[tuple[str, str], set[str]] = {}
+    for claim in claims:
+        if claim.rows is not None:
+            verdict = judge(claim)
+            address = claim.rows.experiment
+            address = address if "/" in address else f"{claim.chapter}/{address}"
+            key = (address, verdict.profile or claim.rows.profiles[0])
+            made.setdefault(key, set()).update(verdict.devices)
+    table = [
+        (f"`jahs experiment run {address} --profile {profile}`", ", ".join(sorted(on)) or "not yet")
+        for (address, profile), on in sorted(made.items())
+    ]
+    return pd.DataFrame(table, columns=["rows", "recorded on"])
+
+
+def _slug(heading: str) -> str:
+    """The anchor that the book gives to a heading (as GitHub does)."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+SHADES = {
+    "reproduced, holds": COLORS[0],
+    "partly": COLORS[4],
+    "not reproduced, does not hold": COLORS[1],
+    "undecided": COLORS[5],
+    "capped": COLORS[3],
+    "other scale": "0.45",
+    "not yet run": "0.75",
+}
+
+
+def _shade(verdict: str) -> str:
+    return next(shade for names, shade in SHADES.items() if verdict in names.split(", "))
+
+
+def _overview() -> str:
+    """The figure of the scoreboard: numbers beside the documents', findings by verdict."""
+    chapters = [chapter for chapter in chapter_names() if read_claims(chapter)]
+    figure, axes = new_figure(2, 1, size=(5.4, 6.4))
+    _draw_numbers(axes[0, 0], chapters)
+    _draw_findings(axes[1, 0], chapters)
+    tally = counts().sum()
+    answered = sum(n for verdict, n in tally.items() if verdict not in OPEN_VERDICTS)
+    title = f"{answered} of {tally.sum()} claims are answered by recorded rows"
+    alt = (
+        "Above, each printed number that was measured: ours over the document's with its interval, "
+        "in the row of its chapter. Below, each chapter's findings by verdict."
     )
+    return figure_html(figure, title, alt)
+
+
+def _draw_numbers(ax: Axes, chapters: Sequence[str]) -> None:
+    for place, chapter in enumerate(chapters):
+        judged = [(c, judge(c)) for c in read_claims(chapter) if isinstance(c, Number)]
+        shown = [(c, v) for c, v in judged if v.effect is not None]
+        for (claim, verdict), y in zip(shown, np.linspace(-0.36, 0.36, len(shown) + 2)[1:]):
+            ours = np.array([verdict.effect.low, verdict.effect.high]) / claim.paper.value
+            shade = _shade(verdict.verdict)
+            if np.isfinite(ours).all():
+                ax.plot(ours, [place + y] * 2, color=shade, linewidth=1.2)
+            ax.plot(verdict.value / claim.paper.value, place + y, "o", color=shade, markersize=3.5)
+    ax.axvline(1, color="0.5", linewidth=1, linestyle=":")
+    ax.set_xscale("log")
+    ax.set(xlim=(0.2, 5), xlabel="measured here / printed in the document")
+    ax.set_xticks([0.25, 0.5, 1, 2, 4], ["¼", "½", "1", "2", "4"])
+    ax.minorticks_off()
+    _chapter_axis(ax, chapters)
+
+
+def _draw_findings(ax: Axes, chapters: Sequence[str]) -> None:
+    tallies = [
+        collections.Counter(
+            judge(c).verdict for c in read_claims(chapter) if isinstance(c, Finding)
+        )
+        for chapter in chapters
+    ]
+    left = np.zeros(len(chapters))
+    for verdict in (*FINDING_VERDICTS, *OPEN_VERDICTS):
+        width = np.array([tally[verdict] for tally in tallies])
+        ax.barh(range(len(chapters)), width, left=left, height=0.6, color=_shade(verdict))
+        left += width
+    ax.set_xlabel("findings")
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=c, label=n) for n, c in SHADES.items()
+    ]
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.1, -0.22), ncols=2)
+    _chapter_axis(ax, chapters)
+
+
+def _chapter_axis(ax: Axes, chapters: Sequence[str]) -> None:
+    ax.set_yticks(range(len(chapters)), [chapter.partition("_")[0] for chapter in chapters])
+    ax.set(ylim=(len(chapters) - 0.5, -0.5), ylabel="chapter")
+
+
+def found_markdown() -> str:
+    """The title page: what each chapter found, by the verdict of its headline finding."""
+    lines = []
+    for claim in read_claims():
+        if isinstance(claim, Finding) and claim.headline:
+            title = chapter_title(claim.chapter)
+            lines.append((f"[{title}](/chapters/{claim.chapter}.ipynb)", sentence(claim.id)))
+    return markdown(lines, ["Chapter", "What it found"])
 
 
 def speed_markdown() -> str:

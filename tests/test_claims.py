@@ -5,26 +5,56 @@ import nbformat
 import pytest
 import yaml
 
+from jahs_utils import evidence
 from jahs_utils.chapters import book_root, chapter_names, chapter_path
-from jahs_utils.claims import claims_table, judge, read_claims, scoreboard_markdown, speed_markdown
+from jahs_utils.claims import judge, read_claims
+from jahs_utils.scoreboard import (
+    claims_json,
+    claims_table,
+    findings_table,
+    scoreboard_markdown,
+    sentence,
+    speed_markdown,
+)
 
-CLAIM = {
+NUMBER = {
     "id": "a",
+    "kind": "number",
     "document": "A paper",
     "place": "Table 1",
     "statement": "Accuracy",
     "paper": {"value": 90.0, "spread": 0.5, "unit": "%"},
-    "answer": {
+    "rows": {
         "experiment": "e",
         "profiles": ["paper", "standard"],
-        "where": {"channels": [8, 8], "split": [0, 1]},
+        "where": {"channels": [8, 8]},
         "column": "accuracy",
         "scale": 100,
-        "least_rows": 2,
     },
-    "comparison": "close",
-    "tolerance": 0.5,
-    "partly": 1.0,
+    "distinguishes": 1.0,
+    "same_scale": ["standard"],
+}
+FINDING = {
+    "id": "f",
+    "kind": "finding",
+    "document": "A paper",
+    "place": "section 4",
+    "statement": "Wide is more accurate than narrow",
+    "scale": "toy",
+    "unit": "points",
+    "rows": {"experiment": "e", "profiles": ["standard"], "column": "accuracy", "scale": 100},
+    "estimate": {
+        "kind": "difference",
+        "a": {"where": {"channels": [16]}},
+        "b": {"where": {"channels": [8]}},
+        "cluster": ["split"],
+        "paired": True,
+    },
+    "said": {
+        "holds": "Wide is ahead by {estimate} {interval}, n = {n}, from {b} to {a}.",
+        "fails": "Wide is behind by {size}.",
+        "undecided": "Undecided: {more} more rows, {minutes} minutes.",
+    },
 }
 
 VERSIONS = {"python": "3.12.1", "torch": "2.14.1"}
@@ -55,18 +85,33 @@ def write(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     monkeypatch.setenv("JAHS_BOOK", str(tmp_path))
 
-    def write_files(rows, **changes):
-        lines = "".join(json.dumps(r) + "\n" for r in rows)
-        (folder / "e-standard.jsonl").write_text(lines)
-        (folder / "claims.yml").write_text(yaml.safe_dump([CLAIM | changes]))
+    def write_files(recorded, entry=NUMBER, /, **changes):
+        lines = "".join(json.dumps(r) + "\n" for r in recorded)
+        (folder / "e-standard.jsonl").write_text(lines, encoding="utf-8")
+        entry = {k: v for k, v in (entry | changes).items() if v is not None}
+        text = yaml.safe_dump([entry], allow_unicode=True)
+        (folder / "claims.yml").write_text(text, encoding="utf-8")
         return read_claims()[0]
 
     return write_files
 
 
-def test_a_claim_of_which_no_row_speaks_is_not_yet_run(write):
-    where = {"channels": [4, 4], "split": [0, 1], "wall_seconds": 1.0}
-    claim = write([row(0.9)], answer=CLAIM["answer"] | {"where": where})
+def three(center, spread=0.005):
+    """Rows of three seeds with this mean and standard deviation."""
+    return [row(center + k * spread, split=k) for k in (-1, 0, 1)]
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def test_a_number_of_which_no_row_speaks_is_not_yet_run(write):
+    where = {"channels": [4, 4], "wall_seconds": 1.0}
+    claim = write(three(0.9), rows=NUMBER["rows"] | {"where": where})
+    assert judge(claim).verdict == "not yet run"
+
+
+def test_no_rows_at_all_are_not_a_run(write):
+    claim = write(three(0.9), rows=NUMBER["rows"] | {"experiment": "another"})
     assert judge(claim).verdict == "not yet run"
 
 
@@ -83,41 +128,187 @@ def test_a_claim_of_which_no_row_speaks_is_not_yet_run(write):
     ],
 )
 def test_the_verdict_follows_from_the_rows(write, comparison, accuracy, verdict):
-    claim = write([row(accuracy, 0), row(accuracy, 1)], comparison=comparison)
-    assert judge(claim).verdict == verdict
+    assert judge(write(three(accuracy), comparison=comparison)).verdict == verdict
+
+
+def test_a_tolerance_follows_the_spread_and_never_exceeds_what_the_claim_distinguishes(write):
+    paper = {"value": 90.0, "unit": "%"}
+    calm = judge(write(three(0.9, 0.001), paper=paper))
+    wild = judge(write(three(0.9, 0.05), paper=paper))
+    assert (calm.tolerance, wild.tolerance) == pytest.approx((0.2, 0.5))
+
+
+def test_a_random_number_is_undecided_below_three_runs(write):
+    two = [row(0.9, 0), row(0.9, 1)]
+    assert judge(write(two)).verdict == "undecided"
+    assert judge(write(two, random=False, distinguishes=None, tolerance=1)).verdict == "reproduced"
+
+
+def test_the_median_counts_where_the_document_prints_medians(write):
+    rows = [row(0.9, 0), row(0.9, 1), row(0.2, 2)]
+    assert judge(write(rows, statistic="median")).verdict == "reproduced"
+    assert judge(write(rows)).verdict == "not reproduced"
+
+
+def test_a_value_measured_at_another_scale_is_not_judged(write):
+    found = judge(write(three(0.9), same_scale=["paper"]))
+    assert (found.verdict, found.value) == ("other scale", pytest.approx(90.0))
+
+
+def test_a_value_at_a_cap_of_ours_is_capped(write):
+    assert judge(write(three(0.9), cap=90)).verdict == "capped"
 
 
 def test_only_matching_rows_count(write):
+    where = {"channels": [8, 8], "split": [-1, 0, 1]}
     wrong = [row(0.1, split="test"), row(0.1, channels=(16, 16))]
-    found = judge(write([row(0.90, 0), row(0.91, 1), *wrong]))
-    assert (found.n, found.value) == (2, pytest.approx(90.5))
+    found = judge(write([*three(0.9), *wrong], rows=NUMBER["rows"] | {"where": where}))
+    assert (found.n, found.value) == (3, pytest.approx(90.0))
 
 
-def test_too_few_rows_are_not_a_run(write):
-    assert judge(write([row(0.9, 0)])).verdict == "not yet run"
+def test_two_numbers_that_share_rows_say_so(write):
+    claim = write(three(0.9))
+    path = book_root() / "results" / "90_small" / "claims.yml"
+    path.write_text(yaml.safe_dump([NUMBER, NUMBER | {"id": "b", "statement": "Again"}]), "utf-8")
+    assert claims_table()["runs"].tolist() == [
+        '3 (standard); shared with "Again"',
+        f'3 (standard); shared with "{claim.statement}"',
+    ]
 
 
-def test_no_rows_at_all_are_not_a_run(write):
-    claim = write([row(0.9)], answer=CLAIM["answer"] | {"experiment": "another"})
-    assert judge(claim).verdict == "not yet run"
+# --- findings -------------------------------------------------------------------------------------
 
 
-def test_a_column_that_does_not_exist_is_named(write):
-    claim = write([row(0.9)], answer=CLAIM["answer"] | {"column": "acuracy"})
+def pairs(*gaps, base=0.8):
+    """Rows of a narrow and a wide network for each seed, with these gaps."""
+    both = (
+        (row(base + 0.01 * k, k, (8,)), row(base + 0.01 * k + g, k, (16,)))
+        for k, g in enumerate(gaps)
+    )
+    return [r for pair in both for r in pair]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "verdict"),
+    [
+        ([0.02, 0.021, 0.019, 0.02], "holds"),
+        ([-0.02, -0.021, -0.019, -0.02], "does not hold"),
+        ([0.02, -0.021, 0.019, -0.02], "undecided"),
+        ([0.02, 0.021], "undecided"),  # two pairs are too few, whatever they say
+    ],
+)
+def test_the_verdict_of_a_finding_is_where_its_interval_lies(write, gaps, verdict):
+    assert judge(write(pairs(*gaps), FINDING)).verdict == verdict
+
+
+def test_an_effect_too_small_to_matter_does_not_hold(write):
+    claim = write(pairs(0.001, -0.001, 0.0005, 0.0), FINDING)
+    assert judge(claim).verdict == "undecided"
+    matters = FINDING["estimate"] | {"matters": 1.0}
+    assert judge(write(pairs(0.001, -0.001, 0.0005, 0.0), FINDING, estimate=matters)).verdict == (
+        "does not hold"
+    )
+
+
+@pytest.mark.parametrize(("margin", "verdict"), [(0.5, "holds"), (0.005, "undecided")])
+def test_equivalence_is_shown_not_assumed(write, margin, verdict):
+    same = FINDING["estimate"] | {"kind": "equivalence", "margin": margin}
+    assert (
+        judge(write(pairs(0.001, -0.001, 0.0005, 0.0), FINDING, estimate=same)).verdict == verdict
+    )
+
+
+def test_the_other_side_can_be_asked_for(write):
+    below = FINDING["estimate"] | {"expect": "below"}
+    assert judge(write(pairs(-0.02, -0.021, -0.019), FINDING, estimate=below)).verdict == "holds"
+
+
+def test_undecided_findings_say_what_would_decide(write):
+    found = judge(write(pairs(0.02, -0.005, 0.03, -0.01), FINDING))
+    needed = evidence.needed(found.effect, found.value)
+    assert found.more == pytest.approx(2 * (needed - 4))  # two rows a pair
+    assert found.minutes == pytest.approx(found.more * 1.0 / 60)  # of one second each
+
+
+def test_a_sentence_has_the_verdicts_wording_and_the_rows_numbers(write):
+    write(pairs(0.02, 0.021, 0.019, 0.02), FINDING)
+    said = "Wide is ahead by 2.00 [1.87, 2.13], n = 4, from 81.50 to 83.50."
+    assert sentence("f") == said
+    write(pairs(-0.02, -0.021, -0.019, -0.02), FINDING)
+    assert sentence("f") == "Wide is behind by 2.00."
+
+
+def test_a_finding_that_nothing_answers_yet_names_what_will(write):
+    write(three(0.9), FINDING, rows=None, estimate=None, next="99/experiment")
+    assert findings_table()["verdict"].tolist() == ["not yet run: 99/experiment"]
+
+
+def test_an_exported_function_can_prepare_the_rows(book):
+    book.write(
+        "90_small", ["def doubled(rows):\n    return rows.assign(twice=2 * rows['accuracy'])"]
+    )
+    folder = book.root / "results" / "90_small"
+    folder.mkdir(parents=True)
+    lines = "".join(json.dumps(r) + "\n" for r in three(0.3))
+    (folder / "e-standard.jsonl").write_text(lines, encoding="utf-8")
+    rows = FINDING["rows"] | {"column": "twice", "through": "doubled"}
+    entry = FINDING | {"rows": rows, "estimate": {"kind": "level", "than": 50}}
+    (folder / "claims.yml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
+    assert judge(read_claims()[0]).value == pytest.approx(60)
+
+
+def test_programs_get_every_claim_as_plain_data(write):
+    write(pairs(0.02, 0.021, 0.019, 0.02), FINDING)
+    (entry,) = json.loads(json.dumps(claims_json()))
+    assert (entry["id"], entry["kind"], entry["verdict"], entry["n"]) == (
+        "f",
+        "finding",
+        "holds",
+        4,
+    )
+    assert entry["interval"][0] < entry["value"] < entry["interval"][1]
+
+
+# --- malformed entries ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", [NUMBER, FINDING], ids=["number", "finding"])
+def test_a_column_that_does_not_exist_is_named(write, entry):
+    claim = write([*three(0.9), *pairs(0.1)], entry, rows=entry["rows"] | {"column": "acuracy"})
     with pytest.raises(ValueError, match="no column 'acuracy'"):
         judge(claim)
 
 
-@pytest.mark.parametrize("change", [{"tolerance": -1}, {"comparison": "same"}, {"surplus": 1}])
-def test_a_malformed_claim_is_named_with_its_place(write, change):
-    with pytest.raises(ValueError, match=f"claim 1: {next(iter(change))}"):
-        write([row(0.9)], **change)
+@pytest.mark.parametrize(
+    ("entry", "change", "named"),
+    [
+        (NUMBER, {"distinguishes": -1}, "distinguishes"),
+        (NUMBER, {"comparison": "same"}, "comparison"),
+        (NUMBER, {"surplus": 1}, "surplus"),
+        (NUMBER, {"tolerance": 1}, "no `tolerance`"),
+        (NUMBER, {"random": False}, "has `tolerance`"),
+        (NUMBER, {"kind": "word"}, "a: "),
+        (FINDING, {"estimate": {"kind": "difference"}}, "needs a, b"),
+        (FINDING, {"estimate": {"kind": "level", "paired": True}}, "cluster"),
+        (FINDING, {"estimate": None}, "stand together"),
+        (FINDING, {"estimate": None, "rows": None}, "next"),
+    ],
+)
+def test_a_malformed_claim_is_named_with_its_place(write, entry, change, named):
+    with pytest.raises(ValueError, match=f"claim 1: .*{named}"):
+        write(three(0.9), entry, **change)
+
+
+def test_a_claim_that_a_page_misspells_is_named_with_the_nearest(write):
+    write(three(0.9), FINDING)
+    with pytest.raises(ValueError, match="did you mean 'f'"):
+        sentence("ff")
 
 
 def test_a_tag_that_would_run_code_is_refused(write):
     write([row(0.9)])
     path = book_root() / "results" / "90_small" / "claims.yml"
-    path.write_text("!!python/object/apply:os.system ['true']")
+    path.write_text("!!python/object/apply:os.system ['true']", encoding="utf-8")
     with pytest.raises(ValueError, match="not YAML"):
         read_claims()
 

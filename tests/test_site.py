@@ -57,6 +57,22 @@ and {eq}`erank` lies between 1 and $n$:
 1 &\le \operatorname{erank}(H) \le n
 \end{align}
 """
+DRAWING = """# Draws: runs by group
+from jahs_utils.plots import COLORS, diagram, dots_by_group, new_figure, show
+
+fig, axes = new_figure(1, 2)
+dots_by_group(axes[0, 0], {"default": [8, 9, 7], "random": [7, 6, 8], "joint": [5, 6, 5]})
+axes[0, 0].set_xlabel("error in %")
+axes[0, 1].imshow([[0, 1], [1, 0]])"""
+DIAGRAM = """# Draws: the loop
+fig, axes = new_figure(size=(5.4, 2.4))
+boxes = {"ask": (0, 0, "sample", COLORS[0]), "fit": (4, 0, "train for\\nr epochs", "black")}
+diagram(axes[0, 0], boxes, [("ask", "fit", "27"), ("fit", "ask", "η r", 0.5)])
+show(fig, "A loop", "Two boxes with two arrows")"""
+SENTENCE = (
+    "The rank {eq}`erank-NAME` lies between $1$ and $n = 7$, as {cite:t}`elsken2017nash` find; "
+    "a sentence that is computed looks like **one** that is written."
+)
 MEASURE = """
 (async () => {
   const maths = [...document.querySelectorAll('.math.notranslate')];
@@ -105,17 +121,23 @@ class Visit:
 
 
 def stand_in_chapter(name: str) -> nbformat.NotebookNode:
-    """A notebook with equations, a figure that has alternative text, and a wide table."""
+    """A notebook with all that a chapter has: equations, figures, folded code, a wide table."""
     text = STAND_IN.replace("(erank)", f"(erank-{name})").replace("`erank`", f"`erank-{name}`")
     figure = (
         "import matplotlib.pyplot as plt\n\n"
         "fig, ax = plt.subplots(figsize=(10, 3))\nax.plot([0, 1], [0, 1])\nplt.show()"
     )
+    drawn = f"{DRAWING}\nshow(fig, 'Runs fall from {name}', 'Nine dots in three rows')"
+    said = f"# Says: the rank\nfrom IPython.display import Markdown\n\nMarkdown({SENTENCE!r})"
     table = "import pandas as pd\n\npd.DataFrame([range(30)]).add_prefix('column ')"
     alt = {"mystnb": {"image": {"alt": "A line that rises from 0 to 1"}}}
     cells = [
         new_markdown_cell(text),
         new_code_cell('profile = "quick"\nseed = 0', metadata={"tags": ["parameters"]}),
+        new_code_cell(drawn, metadata={"tags": ["hide-input"]}),
+        new_code_cell(DIAGRAM, metadata={"tags": ["hide-cell", "export"]}),
+        new_code_cell(said.replace("NAME", name), metadata={"tags": ["remove-input"]}),
+        new_markdown_cell("The text goes on."),
         new_code_cell(figure, metadata=alt),
         new_code_cell(table),
     ]
