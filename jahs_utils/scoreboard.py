@@ -6,7 +6,7 @@ import collections
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,9 +199,9 @@ def _amount(value: float, spread: float | None, unit: str) -> str:
     return f"{value:.{digits}f} ± {spread:.{digits}f} {unit}"
 
 
-def markdown(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> str:
+def markdown(rows: Iterable[Sequence[object]], columns: Iterable[str]) -> str:
     """A Markdown table."""
-    lines = [list(columns), ["---"] * len(columns), *rows]
+    lines = [list(columns), ["---"] * len(list(columns)), *rows]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
     )
