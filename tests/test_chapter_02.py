@@ -1986,13 +1986,13 @@ def test_paces_without_variants_have_names_too():
 
 
 def test_scores_are_compared_on_a_trained_layer():
-    key = {"data": MINI, "place": "before BatchNorm", "steps": 3, "seed": 0}
+    key = {"data": MINI, "place": "output", "steps": 3, "seed": 0}
     found = chapter.compare_scores(**key)
     assert 0 <= found["same_best"] <= 10
     assert 0 <= found["same_best_share"] <= 10
     shares = {name: value for name, value in found.items() if "_with_" in name}
     assert all(-1 <= value <= 1 for value in shares.values())
-    # a score that is a length goes with the length more than one that is an angle
+    # what is a length goes with the length more than what is an angle
     assert found["residual_with_length"] > found["share_with_length"]
     assert found["svd_seconds"] > found["residual_seconds"] > 0
     assert json.loads(json.dumps(found, allow_nan=False)) == found
