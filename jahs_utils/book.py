@@ -187,29 +187,21 @@ def fold(notebook: nbformat.NotebookNode) -> None:
     Cells without such a tag are unfolded.
     """
     for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
         line = cell.source.partition("\n")[0].removeprefix("# ")
         prompts = dict.fromkeys(PROMPTS, f"Code: {line[:1].lower()}{line[1:]}")
+        folded = not FOLDED.isdisjoint(cell.metadata.get("tags", []))
         for key, values in {"mystnb": prompts, "jupyter": {"source_hidden": True}}.items():
             other = {k: v for k, v in cell.metadata.pop(key, {}).items() if k not in values}
-            if new := other | (values if is_folded(cell) else {}):
-                cell.metadata[key] = new
+            cell.metadata |= {key: other | values} if folded else {key: other} if other else {}
         cell.metadata.pop("cellView", None)
-        if is_folded(cell):
-            cell.metadata["cellView"] = "form"
-
-
-def is_folded(cell: nbformat.NotebookNode) -> bool:
-    return not FOLDED.isdisjoint(cell.metadata.get("tags", []))
+        cell.metadata |= {"cellView": "form"} if folded else {}
 
 
 def visible_lines(notebook: nbformat.NotebookNode) -> int:
     """Lines of code that a reader of the page sees."""
-    shown = [c for c in notebook.cells if c.cell_type == "code" and not is_folded(c)]
-    return sum(
-        len(c.source.splitlines()) for c in shown if "remove-cell" not in c.metadata.get("tags", [])
-    )
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    shown = [c for c in code if not {*FOLDED, "remove-cell"} & {*c.metadata.get("tags", [])}]
+    return sum(len(cell.source.splitlines()) for cell in shown)
 
 
 def check_chapters(chapters: Iterable[str | Path] | None = None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import functools
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pandas as pd
@@ -238,7 +239,7 @@ def read_claims(chapter: str | None = None) -> list[Claim]:
 
 
 @functools.lru_cache(maxsize=32)
-def _read(path: Any, stamp: int) -> tuple[Claim, ...]:
+def _read(path: Path, stamp: int) -> tuple[Claim, ...]:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -264,7 +265,7 @@ def find_claim(id: str) -> Claim:
 
 
 @functools.lru_cache(maxsize=256)
-def _table(chapter: str, name: str, profile: str, stamp: int) -> pd.DataFrame:
+def _table(chapter: str, name: str, profile: str, path: Path, stamp: int) -> pd.DataFrame:
     return read_results(chapter, name, profile)
 
 
@@ -276,7 +277,7 @@ def _frame(claim: _Claim, group: Group, profile: str) -> pd.DataFrame | None:
     path = results_path(chapter or claim.chapter, name, profile)
     if not path.exists():
         return None
-    frame = _table(chapter or claim.chapter, name, profile, path.stat().st_mtime_ns)
+    frame = _table(chapter or claim.chapter, name, profile, path, path.stat().st_mtime_ns)
     if rows.through:
         seconds, devices = frame["wall_seconds"].sum(), frame["device"].unique()
         frame = getattr(load_chapter(chapter or claim.chapter), rows.through)(frame.copy())
@@ -314,12 +315,13 @@ def _is_choice(wanted: Any, value: Any) -> bool:
 
 def judge(claim: Claim) -> Verdict:
     """Compare a claim with its rows."""
-    files = (book_root() / "results").glob("*/*.jsonl")
-    return _judge(claim.model_dump_json(), tuple(path.stat().st_mtime_ns for path in sorted(files)))
+    text, results = claim.model_dump_json(), book_root() / "results"
+    files = sorted(results.glob(f"{'*' if '/' in text else claim.chapter}/*.jsonl"))
+    return _judge(text, str(results), tuple(path.stat().st_mtime_ns for path in files))
 
 
 @functools.lru_cache(maxsize=1024)
-def _judge(text: str, stamps: tuple[int, ...]) -> Verdict:
+def _judge(text: str, results: str, stamps: tuple[int, ...]) -> Verdict:
     claim = _READ.validate_json(text)
     if claim.rows is None:
         return Verdict("not yet run")

@@ -39,10 +39,10 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
+DOT = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6}
 WIDTH, FONT = 5.4, 11.0  # inches and points: 10 pixels high on a phone, 15 in a wide window
-PAPER = (
-    "var(--pst-color-background, var(--jp-layout-color0, var(--colab-primary-surface-color, #fff)))"
-)
+PAGES = ("pst-color-background", "jp-layout-color0", "colab-primary-surface-color")
+PAPER = f"var(--{', var(--'.join(PAGES)}, #fff)))"
 
 
 def new_figure(
@@ -80,22 +80,20 @@ def _svg(figure: Figure, alt: str) -> str:
     file = io.StringIO()
     figure.set_facecolor("none")
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "jahs"}):
-        unknown = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=unknown)
-    text = re.sub(r"<style.*?</style>|xlink:(?=href)", "", file.getvalue(), flags=re.S)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = re.sub(r"<(style|meta).*?</\1\w*>|xlink:(?=h)", "", file.getvalue(), flags=re.S)
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
     root = ElementTree.fromstring(text)
     for node in root.iter():
         node.tag, node.tail = node.tag.rpartition("}")[2], "\n"
         node.text = node.text if node.tag in ("text", "tspan") else None
-        if node.get("id") not in used:
-            node.attrib.pop("id", None)
+        node.attrib = {k: v for k, v in node.items() if k != "id" or v in used}
         for key, value in [] if node.tag == "image" else node.items():
             value = re.sub(r"-?\d+\.\d+", lambda m: f"{round(float(m[0]), 2):g}", value)
             node.set(key, _style(value, node.tag) if key == "style" else " ".join(value.split()))
     look = f"fill: currentColor; stroke-linejoin: round; height: auto; --paper: {PAPER}"
-    view = {"viewBox": root.get("viewBox"), "width": "100%", "style": look}
-    root.attrib = view | {"role": "img", "aria-label": alt}
+    what = {"role": "img", "aria-label": alt, "viewBox": root.get("viewBox")}
+    root.attrib = what | {"width": "100%", "style": look}
     text = ElementTree.tostring(root, encoding="unicode").strip()
     mark = hashlib.sha256(text.encode()).hexdigest()[:6]  # ids are the page's, not the figure's
     return re.sub(r'(url\(#|href="#|id=")', rf"\1f{mark}", text)
@@ -104,10 +102,8 @@ def _svg(figure: Figure, alt: str) -> str:
 def _style(style: str, tag: str) -> str:
     def ink(found: re.Match[str]) -> str:
         part, grey, alpha = found[1], int(found[2], 16) / 255, float(found[3] or 1)
-        colour = "currentColor"
-        if grey == 1:
-            colour, grey = "#fff" if tag in ("g", "text", "tspan") else "var(--paper)", 0.0
-        alpha *= 1 - grey
+        paper = "#fff" if tag in ("g", "text", "tspan") else "var(--paper)"
+        colour, alpha = (paper, alpha) if grey == 1 else ("currentColor", alpha * (1 - grey))
         return f"{part}: {colour}" + (f"; {part}-opacity: {alpha:.2g}" if alpha < 1 else "")
 
     style = re.sub(r"font-family: [^;]*(; )?", "", style)
@@ -139,7 +135,7 @@ def line_with_runs(
     """
     mean = frame.groupby(x, sort=True)[y].mean()
     (line,) = ax.plot(mean.index, mean, label=label, **style)
-    ax.plot(frame[x], frame[y], "o", markersize=3.5, alpha=0.55, color=line.get_color())
+    ax.plot(frame[x], frame[y], "o", color=line.get_color(), **DOT)
 
 
 def dots_by_group(
@@ -148,7 +144,7 @@ def dots_by_group(
     """A row for each group, the first on top: every value a dot, the mean a line."""
     for row, (values, color) in enumerate(zip(groups.values(), itertools.cycle(colors))):
         height = row + np.linspace(-0.2, 0.2, len(values) + 2)[1:-1]  # no two dots at one height
-        ax.plot(values, height, "o", markersize=5, alpha=0.6, color=color)
+        ax.plot(values, height, "o", color=color, **DOT)
         ax.plot([np.mean(values)] * 2, [row - 0.32, row + 0.32], color=color, linewidth=2.4)
     ax.set_yticks(range(len(groups)), list(groups))
     ax.set_ylim(len(groups) - 0.5, -0.5)
@@ -167,12 +163,10 @@ def diagram(
     ax.set_axis_off()
     ax.set_aspect("equal")
     ax.figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # texts are measured without their box
-    centred = {"ha": "center", "va": "center"}
-    drawn = {}
+    centred, drawn = {"ha": "center", "va": "center"}, {}
     for name, (x, y, label, colour) in boxes.items():
-        look = {"facecolor": (colour, 0.12), "edgecolor": colour, "linewidth": 1.4}
-        frame = look | {"boxstyle": "round,pad=0.5,rounding_size=0.3"}
-        drawn[name] = ax.text(x, y, label, bbox=frame, **centred)
+        look = {"fc": (colour, 0.12), "ec": colour, "lw": 1.4, "boxstyle": "round,pad=0.5"}
+        drawn[name] = ax.text(x, y, label, bbox=look, **centred)
     for start, end, label, *bend in arrows:
         (x0, y0), (x1, y1) = drawn[start].get_position(), drawn[end].get_position()
         arc = bend[0] if bend else 0.0
@@ -180,9 +174,8 @@ def diagram(
         ends = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
         ax.annotate("", (x1, y1), (x0, y0), arrowprops=line | ends | {"shrinkA": 1, "shrinkB": 1})
         x, y = (x0 + x1 + arc * (y1 - y0)) / 2, (y0 + y1 - arc * (x1 - x0)) / 2
-        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
         if label:
-            ax.text(x, y, label, bbox=paper, **centred)
+            ax.text(x, y, label, bbox={"fc": "white", "ec": "none", "pad": 1.5}, **centred)
     across, up = ([box[side] for box in boxes.values()] for side in (0, 1))
     ax.set(xlim=(min(across), max(across) + 1e-9), ylim=(min(up), max(up) + 1e-9))
 

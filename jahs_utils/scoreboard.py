@@ -6,7 +6,7 @@ import collections
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,19 @@ def sentence(id: str) -> str:
     if verdict.effect is None:
         return claim.said.open or f"No row answers yet whether this holds: {claim.statement}."
     effect, digits = verdict.effect, _digits(claim, verdict)
-    text = {
-        "estimate": f"{effect.estimate:.{digits}f}",
-        "size": f"{abs(effect.estimate):.{digits}f}",
-        "low": f"{effect.low:.{digits}f}",
-        "high": f"{effect.high:.{digits}f}",
-        "interval": f"[{effect.low:.{digits}f}, {effect.high:.{digits}f}]",
+    shown = {
+        **{"estimate": effect.estimate, "size": abs(effect.estimate)},
+        **{"low": effect.low, "high": effect.high, **dict(zip("ab", verdict.groups))},
+    }
+    text = {name: _fixed(value, digits) for name, value in shown.items()}
+    text |= {
+        "interval": f"[{text['low']}, {text['high']}]",
         "n": effect.n,
         "smallest": _smallest(claim, verdict),
         "more": _count(verdict.more),
         "minutes": _count(verdict.minutes),
-        **{name: f"{value:.{digits}f}" for name, value in zip("ab", verdict.groups)},
     }
-    return getattr(claim.said, WORDING[verdict.verdict]).format(**text).replace("-0.0", "0.0")
+    return getattr(claim.said, WORDING[verdict.verdict]).format(**text)
 
 
 def conclude(*ids: str) -> Any:
@@ -72,6 +72,11 @@ def conclude(*ids: str) -> Any:
     from IPython.display import Markdown
 
     return Markdown(" ".join(sentence(id) for id in ids))
+
+
+def _fixed(value: float, digits: int) -> str:
+    """With so many digits behind the point; what rounds to zero has no sign."""
+    return f"{value:z.{digits}f}"
 
 
 def _digits(claim: Finding, verdict: Verdict) -> int:
@@ -183,9 +188,9 @@ def _estimated(claim: Finding, verdict: Verdict) -> str:
     if verdict.effect is None:
         return "-"
     effect, digits = verdict.effect, _digits(claim, verdict)
-    shown = f"{effect.estimate:.{digits}f}"
+    shown = _fixed(effect.estimate, digits)
     if not claim.estimate.deterministic and math.isfinite(effect.high):
-        shown += f" [{effect.low:.{digits}f}, {effect.high:.{digits}f}]"
+        shown += f" [{_fixed(effect.low, digits)}, {_fixed(effect.high, digits)}]"
     return f"{shown} {claim.unit}".strip()
 
 
@@ -198,9 +203,9 @@ def _amount(value: float, spread: float | None, unit: str) -> str:
     return f"{value:.{digits}f} ± {spread:.{digits}f} {unit}"
 
 
-def markdown(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> str:
+def markdown(rows: Iterable[Sequence[object]], columns: Iterable[str]) -> str:
     """A Markdown table."""
-    lines = [list(columns), ["---"] * len(columns), *rows]
+    lines = [list(columns), ["---"] * len(list(columns)), *rows]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
     )

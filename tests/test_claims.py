@@ -1,17 +1,19 @@
 import json
+import re
 import shutil
 
 import nbformat
 import pytest
 import yaml
 
-from jahs_utils import evidence
+from jahs_utils import evidence, scoreboard
 from jahs_utils.chapters import book_root, chapter_names, chapter_path
-from jahs_utils.claims import judge, read_claims
+from jahs_utils.claims import Finding, Verdict, judge, read_claims
 from jahs_utils.scoreboard import (
     claims_json,
     claims_table,
     findings_table,
+    headings,
     scoreboard_markdown,
     sentence,
     speed_markdown,
@@ -234,6 +236,9 @@ def test_a_sentence_has_the_verdicts_wording_and_the_rows_numbers(write):
     write(pairs(0.02, 0.021, 0.019, 0.02), FINDING)
     said = "Wide is ahead by 2.00 [1.87, 2.13], n = 4, from 81.50 to 83.50."
     assert sentence("f") == said
+    mixed = write(pairs(-0.0002, -0.00021, 0.0004, 0.0), FINDING)
+    assert "[-0.0" in findings_table()["estimate"][0]  # a sign stays unless all is zero
+    assert mixed.id == "f"
     write(pairs(-0.02, -0.021, -0.019, -0.02), FINDING)
     assert sentence("f") == "Wide is behind by 2.00."
 
@@ -316,20 +321,25 @@ def test_a_tag_that_would_run_code_is_refused(write):
 # --- the real book --------------------------------------------------------------------------------
 
 
-def stored_claims(chapter: str) -> str:
-    """The stored output of the chapter's table of claims, as text."""
-    for cell in nbformat.read(chapter_path(chapter), as_version=4).cells:
-        if cell.cell_type == "code" and f'claims_table("{chapter}")' in cell.source:
-            return cell.outputs[0]["data"]["text/html"]
-    raise AssertionError(f"{chapter} shows no table of its claims")
+def stored_tables(chapter: str) -> str:
+    """The stored outputs of the chapter's tables of numbers and findings, as text."""
+    cells = nbformat.read(chapter_path(chapter), as_version=4).cells
+    return "".join(
+        output["data"]["text/html"]
+        for cell in cells
+        if cell.cell_type == "code" and re.search(r"(claims|findings)_table\(", cell.source)
+        for output in cell.outputs
+        if "text/html" in output.get("data", {})
+    )
 
 
 def disagreeing_chapters() -> list[str]:
-    """Chapters whose stored table of claims is not what claims and rows give now."""
+    """Chapters whose stored tables are not what claims and rows give now."""
     return [
         chapter
         for chapter in chapter_names()
-        if claims_table(chapter).set_index("claim").to_html() not in stored_claims(chapter)
+        for table, index in ((claims_table(chapter), "claim"), (findings_table(chapter), "finding"))
+        if len(table) and table.set_index(index).to_html() not in stored_tables(chapter)
     ]
 
 
@@ -346,7 +356,31 @@ def test_a_changed_number_of_a_paper_is_noticed(tmp_path, monkeypatch):
     assert "value: 91.2" in text
     path.write_text(text.replace("value: 91.2", "value: 91.3"), encoding="utf-8")
     monkeypatch.setenv("JAHS_BOOK", str(tmp_path))
-    assert disagreeing_chapters() == ["00_training"]
+    assert set(disagreeing_chapters()) == {"00_training"}
+
+
+def test_every_claim_leads_to_a_heading_of_its_chapter():
+    places = {chapter: headings(chapter) for chapter in chapter_names()}
+    lost = [c.id for c in read_claims() if c.section and c.section not in places[c.chapter]]
+    assert lost == []
+    assert [c.id for c in read_claims() if c.section is None] == []
+
+
+def test_every_document_has_findings_and_every_chapter_its_headline():
+    findings = [c for c in read_claims() if isinstance(c, Finding)]
+    assert sum(c.document != "This book" for c in findings) >= 35
+    headlines = [c.chapter for c in findings if c.headline]
+    assert sorted(headlines) == chapter_names()
+
+
+def test_every_wording_of_every_finding_can_be_filled_in(monkeypatch):
+    effect = evidence.Effect(1.0, 0.5, 1.5, 3, 0.1, 0.5)
+    for verdict in ("holds", "does not hold", "undecided"):
+        filled = Verdict(verdict, "standard", effect, groups=(1.0, 2.0), more=3, minutes=4)
+        monkeypatch.setattr(scoreboard, "judge", lambda claim, filled=filled: filled)
+        for claim in read_claims():
+            if isinstance(claim, Finding) and claim.said and claim.estimate:
+                assert "{" not in sentence(claim.id)
 
 
 def test_the_scoreboard_holds_every_claim():

@@ -91,7 +91,47 @@ MEASURE = """
   const article = document.querySelector('.bd-article');
   const edge = article ? article.getBoundingClientRect().right + 1 : Infinity;
   const parts = article ? [...article.querySelectorAll('table, img, pre, .math.notranslate')] : [];
+  const numbers = color => color.match(/[\\d.]+/g).map(Number);
+  const light = color => numbers(color).slice(0, 3)
+    .map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
+  const behind = node => {
+    const color = getComputedStyle(node).backgroundColor;
+    return numbers(color)[3] === 0 && node.parentElement ? behind(node.parentElement) : color;
+  };
+  const figures = article ? [...article.querySelectorAll('.jahs-figure')] : [];
+  const look = (figure, theme) => {
+    document.documentElement.dataset.theme = theme;
+    const svg = figure.querySelector('svg'), ground = behind(svg);
+    const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    const texts = [...svg.querySelectorAll('text')].filter(t => !t.children.length);
+    const contrasts = [figure.querySelector('figcaption'), ...texts].map(t => {
+      const style = getComputedStyle(t), ink = t.matches('text') ? style.fill : style.color;
+      const [low, high] = [light(ink), light(ground)].sort((a, b) => a - b);
+      return (high + 0.05) / (low + 0.05);
+    });
+    return {
+      theme, ground: light(ground), contrast: Math.min(...contrasts), alt: svg.ariaLabel,
+      heights: scale ? texts.map(t => parseFloat(getComputedStyle(t).fontSize) * scale) : [],
+      fonts: texts.map(t => getComputedStyle(t).fontFamily),
+      font: getComputedStyle(article).fontFamily,
+    };
+  };
+  const looks = ['dark', 'light'].flatMap(theme => figures.map(f => look(f, theme)));
+  const ids = [...document.querySelectorAll('.jahs-figure [id]')].map(node => node.id);
   return JSON.stringify({
+    looks,
+    ids_twice: ids.filter((id, k) => ids.indexOf(id) !== k),
+    folded: [...document.querySelectorAll('details.hide')].map(d => ({
+      prompt: d.querySelector('.collapsed').textContent, open: d.open,
+    })),
+    said: [...document.querySelectorAll('.tag_remove-input p')].map(p => {
+      const other = article.querySelector('section > p'), [a, b] = [p, other].map(n => ({
+        left: n.getBoundingClientRect().left, ground: behind(n),
+        size: getComputedStyle(n).fontSize, color: getComputedStyle(n).color,
+      }));
+      return {text: visible(p), same: JSON.stringify(a) === JSON.stringify(b)};
+    }),
     width: innerWidth,
     scroll_width: document.documentElement.scrollWidth,
     equations: maths.length,
@@ -115,6 +155,7 @@ class Visit:
     seen: dict[str, Any]
     requests: list[str]
     failed: list[str]
+    errors: list[str]
 
     def __str__(self) -> str:
         return f"{self.page} at {self.seen['width']} px"
@@ -236,7 +277,22 @@ class Tab:
         sent = [e["params"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
         got = [e["params"] for e in self.events if e["method"] == "Network.responseReceived"]
         failed = [r["response"]["url"] for r in got if r["response"]["status"] >= 400]
-        return Visit(page, seen, [s["request"]["url"] for s in sent], failed)
+        return Visit(page, seen, [s["request"]["url"] for s in sent], failed, self.errors())
+
+    def errors(self) -> list[str]:
+        """What scripts have thrown, and what the browser or a script has logged as an error."""
+        errors = []
+        for event in self.events:
+            match event:
+                case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
+                    errors.append(
+                        details.get("exception", details).get("description", str(details))
+                    )
+                case {"method": "Log.entryAdded", "params": {"entry": {"level": "error"} as entry}}:
+                    errors.append(f"{entry['text']} {entry.get('url', '')}")
+                case {"method": "Runtime.consoleAPICalled", "params": {"type": "error"} as call}:
+                    errors.append(str(call["args"]))
+        return errors
 
 
 @contextlib.asynccontextmanager
@@ -258,7 +314,7 @@ async def browser_tab(profile: Path) -> AsyncIterator[Tab]:
             target = await tab.call("Target.createTarget", url="about:blank")
             attached = await tab.call("Target.attachToTarget", **target, flatten=True)
             tab.session = attached["sessionId"]
-            for domain in ("Network", "Page", "Runtime"):
+            for domain in ("Log", "Network", "Page", "Runtime"):
                 await tab.call(f"{domain}.enable")
             yield tab
         finally:
@@ -310,3 +366,49 @@ def test_every_image_has_an_alternative_text(visits: list[Visit]) -> None:
 
     assert any(visit.seen["alts"] for visit in visits)
     assert not {str(v): v.seen["alts"] for v in visits if any(map(missing, v.seen["alts"]))}
+
+
+def test_no_page_logs_an_error(visits: list[Visit]) -> None:
+    assert not {str(visit): visit.errors for visit in visits if visit.errors}
+
+
+def figures(visits: list[Visit]) -> list[tuple[str, dict[str, Any]]]:
+    looks = [(str(visit), look) for visit in visits for look in visit.seen["looks"]]
+    assert {look["theme"] for _, look in looks} == {"dark", "light"}
+    return looks
+
+
+def test_figures_lie_on_the_page_of_both_themes_without_a_slab(visits: list[Visit]) -> None:
+    for where, look in figures(visits):
+        assert (look["ground"] < 0.1) == (look["theme"] == "dark"), f"{where}: {look}"
+
+
+def test_text_of_figures_is_legible_in_both_themes(visits: list[Visit]) -> None:
+    assert not [(where, look) for where, look in figures(visits) if look["contrast"] < 4.5]
+
+
+def test_text_of_figures_is_legible_on_a_phone(visits: list[Visit]) -> None:
+    heights = [height for _, look in figures(visits) for height in look["heights"]]
+    assert min(heights) > 8.5  # pixels; 9 for all but what is set "small"
+
+
+def test_text_of_figures_is_in_the_font_of_the_page(visits: list[Visit]) -> None:
+    for where, look in figures(visits):
+        assert set(look["fonts"]) <= {look["font"]}, where
+
+
+def test_figures_have_an_alternative_text_and_ids_of_their_own(visits: list[Visit]) -> None:
+    assert all(look["alt"] for _, look in figures(visits))
+    assert not {str(visit): visit.seen["ids_twice"] for visit in visits if visit.seen["ids_twice"]}
+
+
+def test_folded_code_is_closed_under_a_prompt_that_names_it(visits: list[Visit]) -> None:
+    folded = [part for visit in visits for part in visit.seen["folded"]]
+    assert folded
+    assert not [part for part in folded if part["open"] or not part["prompt"].startswith("Code: ")]
+
+
+def test_a_computed_sentence_looks_like_a_written_one(visits: list[Visit]) -> None:
+    said = [sentence for visit in visits for sentence in visit.seen["said"]]
+    assert said
+    assert not [sentence["text"] for sentence in said if not sentence["same"]]
