@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import platformdirs
 import torch
 from torch import nn
 
@@ -30,8 +29,11 @@ class NumberFormat(NamedTuple):
 
 def cache_folder() -> Path:
     """The folder for data and measurements: `$JAHS_CACHE`, else the user's cache folder."""
-    named = os.environ.get("JAHS_CACHE")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("jahs"))
+    if named := os.environ.get("JAHS_CACHE"):
+        return Path(named)
+    import platformdirs  # a machine that only computes may lack it
+
+    return Path(platformdirs.user_cache_dir("jahs"))
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
