@@ -48,9 +48,9 @@ from ConfigSpace.hyperparameters import (
 from smac import MultiFidelityFacade, Scenario
 
 from jahs_utils.chapters import book_root, code_version, load_chapter
-from jahs_utils.claims import BENCHMARK_ROWS, markdown
 from jahs_utils.device import use_device
 from jahs_utils.experiments import Results, describe_row
+from jahs_utils.scoreboard import BENCHMARK_ROWS, markdown
 from jahs_utils.search import smac_search
 
 CHAPTER = load_chapter("01_hyperband_bohb")

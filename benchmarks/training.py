@@ -25,7 +25,7 @@ import time
 import warnings
 from collections.abc import Callable
 
-import lightning
+import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -34,12 +34,16 @@ from torch.utils.data import DataLoader
 
 from jahs_utils import evaluate, fit, load
 from jahs_utils.chapters import book_root, code_version
-from jahs_utils.claims import BENCHMARK_ROWS, markdown
 from jahs_utils.data import ImageData
 from jahs_utils.device import use_device
 from jahs_utils.experiments import Results, describe_row
 from jahs_utils.networks import ConvNet
 from jahs_utils.populations import Member, fit_population
+
+try:
+    import lightning
+except ImportError:
+    lightning = None
 
 BATCH = 128
 FIVE = 5
@@ -95,17 +99,19 @@ def dataloader_loop(data: ImageData, workers: int, seed: int) -> nn.Module:
     return network
 
 
-class Module(lightning.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = textbook_network()
+if lightning:
 
-    def training_step(self, batch: tuple, index: int) -> torch.Tensor:
-        images, labels = batch
-        return F.cross_entropy(self.network(images), labels)
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = textbook_network()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return sgd(self.network)
+        def training_step(self, batch: tuple, index: int) -> torch.Tensor:
+            images, labels = batch
+            return F.cross_entropy(self.network(images), labels)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return sgd(self.network)
 
 
 def lightning_epoch(data: ImageData, workers: int, seed: int) -> nn.Module:
@@ -156,6 +162,8 @@ def contestants(data: ImageData) -> dict[str, Callable[[int], object]]:
         "Lightning": lambda seed: lightning_epoch(data, 0, seed),
         "fit": lambda seed: fit_epoch(data, seed),
     }
+    if lightning is None:
+        del calls["Lightning"]
     modes = ["one_by_one", "together"] + ([] if data.device.type == "cuda" else ["processes"])
     if data.device.type == "cuda":
         calls["fit, captured step"] = lambda seed: fit_epoch(data, seed, capture=True)
@@ -224,12 +232,14 @@ def main() -> None:
     table = benchmark(data, scored, arguments.rounds, whole / len(data.train_labels))
     key = {"kind": device.type, "data": arguments.data, "rounds": arguments.rounds, "seed": 0}
     key |= {"share": arguments.share, "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}
-    metrics = {"columns": COLUMNS, "table": table, "lightning": lightning.__version__}
+    metrics = {"columns": COLUMNS, "table": table}
+    metrics["lightning"] = getattr(lightning, "__version__", "not installed")
     row = describe_row(key, metrics, time.perf_counter() - start, code_version(benchmark))
-    print("\n" + markdown(table, COLUMNS))
+    print("\n" + pd.DataFrame(table, columns=COLUMNS).to_string(index=False))
     if arguments.record:
-        Results(book_root() / BENCHMARK_ROWS).append(row)
-        print(f"recorded in {BENCHMARK_ROWS}")
+        rows = Results(book_root() / "results" / "benchmarks" / "training.jsonl")
+        rows.append(row)
+        print(f"recorded in {rows.path}")
 
 
 if __name__ == "__main__":

@@ -293,6 +293,7 @@ def build(
         page = read_notebook(target if run else chapter_path(name))
         fold(page)
         nbformat.write(page, target)
+    stage_vega(source)
     say("the book ... ", end="")
     start = time.perf_counter()
     built = _jupyter_book(source, folder / "jupyter-book.log", strict, say)
@@ -336,6 +337,17 @@ def _copy_mathjax(target: Path) -> None:
             place = target / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
+
+
+def stage_vega(source: Path) -> None:
+    """Vega, if a page has an interactive figure: it takes seconds to bundle and to import."""
+    pages = [page.read_text(encoding="utf-8") for page in source.rglob("*.ipynb")]
+    if any("jahs-interactive" in page for page in pages):
+        import vl_convert
+
+        script = source / "book" / "_static" / "vega.js"
+        bundle = f"(() => {{\n{vl_convert.javascript_bundle()}\n}})();\n"  # its names are its own
+        script.write_text(bundle, encoding="utf-8")
 
 
 def _jupyter_book(source: Path, log: Path, strict: bool, say: Say) -> Path:

@@ -14,19 +14,21 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
+import json
 import pprint
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-
-import nbformat
-from nbformat.warnings import MissingIDFieldWarning
+from typing import TYPE_CHECKING
 
 from jahs_utils import checks
 from jahs_utils.checks import named_folder, one_of, shown
+
+if TYPE_CHECKING:
+    import nbformat
 
 # A module with a path is a package to Python: chapters are its submodules, found by _Finder.
 __path__: list[str] = []
@@ -70,6 +72,9 @@ def chapter_path(name: str) -> Path:
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
     """A notebook of format 4, also one that a byte-order mark starts or whose cells have no ids."""
+    import nbformat  # seconds, and a machine that only computes rows may lack it
+    from nbformat.warnings import MissingIDFieldWarning
+
     with warnings.catch_warnings(action="ignore", category=MissingIDFieldWarning):
         try:
             return nbformat.reads(path.read_text("utf-8-sig"), as_version=4)
@@ -79,17 +84,29 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
             raise ValueError(f"{path} is not a notebook ({shown(str(error))})") from None
 
 
+def _code_cells(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Number, source and tags of each code cell, read without nbformat."""
+    try:
+        cells = json.loads(path.read_text("utf-8-sig"))["cells"]
+        for number, cell in enumerate(cells):
+            if cell["cell_type"] == "code":
+                yield number, "".join(cell["source"]), cell["metadata"].get("tags", [])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not a notebook ({shown(problem)})") from None
+
+
 def exported_source(path: Path) -> str:
     """The source of a notebook's cells tagged `export`, each under a line that names its cell.
 
     Raises ValueError when such a cell holds more than imports, constants, functions and classes.
     """
     parts = []
-    for number, cell in enumerate(read_notebook(path).cells):
-        if cell.cell_type != "code" or "export" not in cell.metadata.get("tags", []):
+    for number, source, tags in _code_cells(path):
+        if "export" not in tags:
             continue
         try:
-            statements = ast.parse(cell.source).body
+            statements = ast.parse(source).body
         except SyntaxError as error:
             raise ValueError(
                 f"{path.name}, cell {number}, line {error.lineno}: an export cell holds plain "
@@ -102,7 +119,7 @@ def exported_source(path: Path) -> str:
                     f"{path.name}, cell {number}, line {node.lineno}: an export cell holds only "
                     "imports, constants, functions and classes"
                 )
-        parts.append(f"# %% {path.name}, cell {number}\n{cell.source}\n")
+        parts.append(f"# %% {path.name}, cell {number}\n{source}\n")
     return "\n".join(parts)
 
 

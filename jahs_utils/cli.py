@@ -6,14 +6,17 @@ import ast
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Profile = Annotated[str, typer.Option(help="quick, standard or paper")]
+Profile = Annotated[str, typer.Option(help="quick, standard, gpu or paper")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="a parameter of the chapter, as name=value")
 ]
+Scheduler = Annotated[str | None, typer.Option(help="address of a Dask scheduler")]
+Limit = Annotated[float | None, typer.Option(help="start what ends in so many seconds")]
+Retry = Annotated[bool, typer.Option(help="compute failed rows again")]
 Chapters = Annotated[list[str] | None, typer.Argument(help="chapters; all when none is named")]
 
 plain = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
@@ -96,10 +99,10 @@ def list_experiments() -> None:
 def run_one(
     address: Annotated[str, typer.Argument(metavar="CHAPTER/NAME")],
     profile: Profile = "quick",
-    workers: Annotated[int, typer.Option(min=1, help="processes on this machine")] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="address of a Dask scheduler")] = None,
-    limit_seconds: Annotated[float | None, typer.Option(help="stop before this long")] = None,
-    retry_failed: Annotated[bool, typer.Option(help="compute failed rows again")] = False,
+    workers: Annotated[int, typer.Option(help="processes on this machine")] = 1,
+    scheduler: Scheduler = None,
+    limit_seconds: Limit = None,
+    retry_failed: Retry = False,
 ) -> None:
     """Compute the rows that are missing and record them; it can be stopped at any moment."""
     from jahs_utils.experiments import run_experiment
@@ -113,6 +116,36 @@ def run_one(
         retry_failed=retry_failed,
         report=typer.echo,
     )
+    _echo(summary)
+
+
+@app.command()
+def record(
+    addresses: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER/NAME]...")] = None,
+    profile: Profile = "standard",
+    workers: Annotated[int | None, typer.Option(help="processes, instead of what suits")] = None,
+    scheduler: Scheduler = None,
+    limit_seconds: Limit = None,
+    dry_run: Annotated[bool, typer.Option(help="only say what it would take")] = False,
+    retry_failed: Retry = False,
+) -> None:
+    """Compute the missing rows of all chapters, most worth per second first, in the time given."""
+    from jahs_utils.record import record as compute
+
+    summary = compute(
+        profile,
+        addresses or (),
+        workers=workers,
+        scheduler=scheduler,
+        limit_seconds=limit_seconds,
+        dry_run=dry_run,
+        retry_failed=retry_failed,
+        report=typer.echo,
+    )
+    _echo(summary)
+
+
+def _echo(summary: Any) -> None:
     typer.echo(f"{summary.ok} rows, {summary.failed} failed, {summary.left} left: {summary.reason}")
 
 
@@ -233,12 +266,10 @@ def main() -> None:
     except (ValueError, OSError) as error:
         status = _fail(str(error))
     except Exception as error:
-        from jahs_utils.book import BookError
-
         # Depending on its version, typer's usage errors are click's or those of its own copy.
         if hasattr(error, "format_message"):
             status = _fail(error.format_message())
-        elif isinstance(error, BookError):
+        elif type(error).__name__ == "BookError":  # its module needs papermill
             status = _fail(str(error), status=1)
         else:
             raise

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import platformdirs
 import torch
 from torch import nn
 
@@ -29,7 +28,11 @@ class NumberFormat(NamedTuple):
 
 def cache_folder() -> Path:
     """The folder for data and measurements: `$JAHS_CACHE`, else the user's cache folder."""
-    return named_folder("JAHS_CACHE") or Path(platformdirs.user_cache_dir("jahs")).absolute()
+    if named := named_folder("JAHS_CACHE"):
+        return named
+    import platformdirs  # a machine that only computes may lack it
+
+    return Path(platformdirs.user_cache_dir("jahs")).absolute()
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:

@@ -2,40 +2,42 @@
 
 A row is one JSON line in `results/CHAPTER/NAME-PROFILE.jsonl`, written whole or not at all. A run
 computes only the keys that have no row yet, so it can be killed and started again at any moment.
+`jahs_utils.record` computes rows; this module says what they are.
 """
 
 from __future__ import annotations
 
-import collections
+import codecs
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import itertools
 import json
-import logging
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import typing
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import filelock
 import pandas as pd
-import pydantic
 import torch
 
+import jahs_utils
 from jahs_utils.chapters import book_root, code_version, load_chapter
-from jahs_utils.checks import PROFILES, one_of
+from jahs_utils.checks import PROFILES, one_of, whole
 from jahs_utils.data import load
-from jahs_utils.device import cache_folder, describe_device, fastest_format, pick_device
+from jahs_utils.device import describe_device, fastest_format, pick_device
 from jahs_utils.progress import ProgressBar
 
 Key = dict[str, Any]
-LIBRARIES = ("torch", "numpy", "smac", "ConfigSpace", "jahs-utils")
+LIBRARIES = ("torch", "numpy", "smac", "ConfigSpace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +46,32 @@ class Experiment:
 
     unit: called as `unit(**key)`; returns the metrics as a flat dict of numbers, strings and
     lists. A key named `data` names a data set, a key named `seed` the seed: both go into the
-    row's provenance. grids: profile name -> list of keys (see `grid`).
+    row's provenance. grids: profile name -> list of keys (see `grid`). alone: whether a row may
+    have no other beside it on the machine, because it measures times.
     """
 
     unit: Callable[..., dict[str, Any]]
     grids: dict[str, list[Key]]
+    alone: bool = False
 
     def keys(self, profile: str) -> list[Key]:
-        """The keys of a profile; ValueError when the experiment has no such profile."""
-        return self.grids[one_of(profile, self.grids, "profile of this experiment")]
+        """The keys of a profile; ValueError for an unknown profile and for what is no key."""
+        keys = self.grids[one_of(profile, self.grids, "profile of this experiment")]
+        for key in keys:
+            _check_key(key)
+        return keys
+
+
+def _check_key(key: Key) -> None:
+    if not isinstance(key, dict) or not all(isinstance(name, str) for name in key):
+        raise ValueError(f"a key must be a dict of names and values, got {key!r}")
+    for name, kind in (("seed", int), ("data", str)):
+        if not isinstance(key.get(name, kind()), kind) or isinstance(key.get(name), bool):
+            raise ValueError(f"key {key!r}: {name} must be of type {kind.__name__}")
+    try:
+        json.dumps(key, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"key {key!r} cannot stand in a row: {error}") from None
 
 
 def grid(**values: Any) -> list[Key]:
@@ -66,7 +85,8 @@ def grid(**values: Any) -> list[Key]:
     return [json.loads(json.dumps(key)) for key in keys]  # tuples become lists, as in the rows
 
 
-class DataSource(pydantic.BaseModel, extra="forbid"):
+@dataclasses.dataclass(frozen=True)
+class DataSource:
     """Which copy of a data set a row was computed from."""
 
     name: str
@@ -74,21 +94,65 @@ class DataSource(pydantic.BaseModel, extra="forbid"):
     source: str
 
 
-class Row(pydantic.BaseModel, extra="forbid"):
-    """One line of a results file: the key, what was measured, and how it came about."""
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a results file: the key, what was measured, and how it came about.
 
-    key: dict[str, Any]
-    status: Literal["ok", "failed"]
-    metrics: dict[str, Any]
+    predicted_seconds: what was expected before the row was started. processes: how many shared
+    the machine while it was computed, where that is known.
+    """
+
+    key: dict
+    status: str
+    metrics: dict
     error: str | None
     seed: int | None
     data: DataSource | None
     code: str
-    versions: dict[str, str]
+    versions: dict
     device: str
     number_format: str
-    wall_seconds: float
+    wall_seconds: float | int
     finished: datetime.datetime
+    predicted_seconds: float | int | None = None
+    processes: int | None = None
+
+    @classmethod
+    def read(cls, line: bytes) -> Row:
+        """The row in a line of JSON; ValueError with the field that is wrong."""
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line: {error}") from None
+        if not isinstance(entry, dict):
+            raise ValueError("line: a row is an object with names and values")
+        kinds = _kinds(cls)
+        for name in entry.keys() ^ (kinds.keys() - ({*OPTIONAL} - entry.keys())):
+            raise ValueError(f"{name}: {'no field of a row' if name in entry else 'missing'}")
+        for name, value in entry.items():
+            try:
+                if name == "finished":
+                    entry[name] = datetime.datetime.fromisoformat(value)
+                if name == "data" and value is not None:
+                    entry[name] = DataSource(**value)
+                if name == "status":
+                    one_of(value, ("ok", "failed"), "status")
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name}: {error}") from None
+            if not isinstance(entry[name], kinds[name]):
+                raise ValueError(f"{name}: {value!r} is of the wrong type")
+        return cls(**entry)
+
+    def line(self) -> bytes:
+        """The row as a line of JSON."""
+        finished = self.finished.isoformat().replace("+00:00", "Z")
+        entry = dataclasses.asdict(self) | {"finished": finished}
+        text = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace") + b"\n"  # lone surrogates as JSON has them
+
+
+OPTIONAL = ("predicted_seconds", "processes")
+_kinds = functools.cache(typing.get_type_hints)
 
 
 class Results:
@@ -109,15 +173,13 @@ class Results:
         """
         if not self.path.exists():
             return {}
-        lines = self.path.read_bytes().split(b"\n")[:-1]
+        lines = self.path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")[:-1]
         rows: dict[str, Row] = {}
         for number, line in enumerate(lines, start=1):
             try:
-                row = Row.model_validate_json(line)
-            except pydantic.ValidationError as error:
-                problem = error.errors()[0]
-                where = ".".join(map(str, problem["loc"])) or "line"
-                raise ValueError(f"{self.path}, line {number}: {where}: {problem['msg']}") from None
+                row = Row.read(line)
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {number}: {error}") from None
             known = rows.get(key_id(row.key))
             if known is not None and known.status == "ok":
                 raise ValueError(f"{self.path}, line {number}: a second row for {row.key}")
@@ -126,8 +188,7 @@ class Results:
 
     def append(self, row: Row) -> bool:
         """Write a row unless its key has a good one already; True when it was written."""
-        line = row.model_dump_json().encode() + b"\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = row.line()
         with self._lock("file"):
             if any(r.status == "ok" and r.key == row.key for r in self.rows()):
                 return False
@@ -156,8 +217,9 @@ class Results:
             lock.release()
 
     def _lock(self, name: str) -> filelock.BaseFileLock:
-        place = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
-        folder = cache_folder() / "locks" / place
+        # Beside the rows, which the machines of a cluster share: flock holds on NFS as well and
+        # ends with its process; filelock takes marker files where a file system has no flock.
+        folder = self.path.parent / ".locks" / self.path.stem
         folder.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(folder / name)
 
@@ -226,7 +288,10 @@ def obtain_rows(address: str, profile: str) -> pd.DataFrame:
 
 
 def recorded_costs(chapter: str) -> pd.DataFrame:
-    """What the recorded rows of a chapter cost: rows, minutes and device per file."""
+    """What the recorded rows of a chapter cost: rows, minutes and device per file.
+
+    The checksum is of keys and metrics: a page that was made from other rows shows another one.
+    """
     folder = book_root() / "results" / chapter
     table = []
     for path in sorted(folder.glob("*.jsonl")):
@@ -234,8 +299,11 @@ def recorded_costs(chapter: str) -> pd.DataFrame:
         rows = Results(path).rows()
         minutes = sum(row.wall_seconds for row in rows) / 60
         devices = ", ".join(sorted({row.device for row in rows}))
-        table.append((name, profile, len(rows), round(minutes, 1), devices))
-    return pd.DataFrame(table, columns=["experiment", "profile", "rows", "minutes", "device"])
+        content = sorted(json.dumps([row.key, row.status, row.metrics]) for row in rows)
+        checksum = hashlib.sha256("\n".join(content).encode()).hexdigest()[:8]
+        table.append((name, profile, len(rows), round(minutes, 1), devices, checksum))
+    columns = ["experiment", "profile", "rows", "minutes", "device", "checksum"]
+    return pd.DataFrame(table, columns=columns)
 
 
 def find_experiment(address: str) -> tuple[str, str, Experiment]:
@@ -257,7 +325,9 @@ def compute_row(address: str, key: Key) -> Row:
         metrics, error = _plain(unit(**key)), None
     except Exception as problem:
         metrics, error = {}, f"{type(problem).__name__}: {problem}"
-    return describe_row(key, metrics, time.perf_counter() - start, code_version(unit), error)
+    seconds = time.perf_counter() - start
+    torch.cuda.empty_cache()  # other processes may share the GPU; does nothing where there is none
+    return describe_row(key, metrics, seconds, code_version(unit), error)
 
 
 def describe_row(
@@ -278,13 +348,20 @@ def describe_row(
         seed=key.get("seed"),
         data=data,
         code=code,
-        versions={"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        versions=_versions(),
         device=describe_device(device),
         number_format=f"{form.precision}{' channels-last' if form.channels_last else ''}",
         wall_seconds=round(seconds, 4),
         finished=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
     )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:  # what a machine lacks, a row can do without
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions | {"jahs-utils": jahs_utils.__version__}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,142 +388,25 @@ def run_experiment(
 
     workers: local processes (1: this process), each with its share of the cores, or with a GPU of
     its own. scheduler: address of a Dask cluster to use instead. limit_seconds: start nothing
-    that the slowest row so far would not finish in time. retry_failed: compute failed rows again.
+    that the recorded rows say would not end in time. retry_failed: compute failed rows again.
+    Raises ValueError for a number out of range, ConnectionError for a cluster that goes away.
     """
-    chapter, name, experiment = find_experiment(address)
-    results = Results(results_path(chapter, name, profile))
-    deadline = math.inf if limit_seconds is None else time.monotonic() + limit_seconds
-    before = results.recorded()
-    done = {k for k, row in before.items() if row.status == "ok" or not retry_failed}
-    missing = [key for key in experiment.keys(profile) if key_id(key) not in done]
-    report(f"{address} {profile}: {len(missing)} rows to compute, {len(done)} recorded")
-    if scheduler is None and workers <= 1:
-        stream = _in_this_process(address, missing, results, before, deadline)
-    else:
-        stream = _on_dask(address, missing, results, before, workers, scheduler, deadline)
-    ok = failed = 0
-    computed = set()
-    for row in stream:
-        computed.add(key_id(row.key))
-        if results.append(row):
-            ok, failed = ok + (row.status == "ok"), failed + (row.status == "failed")
-            outcome = " ".join(row.error.split()) if row.error else _listed(row.metrics)
-            count = f"{ok + failed}/{len(missing)}"
-            report(f"  {count}  {row.wall_seconds:.1f} s  {_listed(row.key)}: {outcome[:90]}")
-    after, open_keys = results.recorded(), {key_id(key) for key in missing} - computed
-    left = sum(after.get(k) == before.get(k) for k in open_keys)
-    late = left and time.monotonic() + 1 >= deadline - _slowest(results)
-    reason = "complete" if not left else ("time limit" if late else "other processes at work")
-    return Summary(ok, failed, left, reason)
+    from jahs_utils import record
 
-
-def _in_this_process(
-    address: str,
-    missing: Sequence[Key],
-    results: Results,
-    before: dict[str, Row],
-    deadline: float,
-) -> Iterator[Row]:
-    slowest = 0.0
-    for key in missing:
-        if time.monotonic() + slowest > deadline:
-            return
-        with results.claim(key, before.get(key_id(key))) as mine:
-            if not mine:
-                continue
-            row = compute_row(address, key)
-            slowest = max(slowest, row.wall_seconds)
-            yield row  # written by the caller while the claim is held
-
-
-def _on_dask(
-    address: str,
-    missing: Sequence[Key],
-    results: Results,
-    before: dict[str, Row],
-    workers: int,
-    scheduler: str | None,
-    deadline: float,
-) -> Iterator[Row]:
-    from distributed import Client, wait
-    from distributed.scheduler import KilledWorker
-
-    waiting, slowest = list(missing), 0.0
-    deaths: collections.Counter[str] = collections.Counter()
-    held: dict[Any, tuple[Key, contextlib.ExitStack]] = {}
-    with contextlib.ExitStack() as stack:
-        cluster = scheduler or stack.enter_context(_local_cluster(workers))
-        client = stack.enter_context(Client(cluster))
-
-        def submit_to_idle_workers() -> None:
-            # Counted anew each time: a cluster's workers may join late, and killed ones return.
-            lanes = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-            # A key during which a worker died runs alone the next time: a second death is its own.
-            suspect = any(deaths[key_id(key)] for key, _ in held.values())
-            while waiting and len(held) < lanes and not suspect:
-                suspect = deaths[key_id(waiting[0])] > 0
-                if time.monotonic() + slowest > deadline or (suspect and held):
-                    return
-                key = waiting.pop(0)
-                claim = stack.enter_context(contextlib.ExitStack())
-                if claim.enter_context(results.claim(key, before.get(key_id(key)))):
-                    future = client.submit(compute_row, address, key, pure=False, retries=0)
-                    held[future] = key, claim
-                else:
-                    claim.close()
-
-        submit_to_idle_workers()
-        while held:
-            for future in wait(list(held), return_when="FIRST_COMPLETED").done:
-                key, claim = held.pop(future)
-                try:
-                    row = future.result()
-                except KilledWorker:
-                    deaths[key_id(key)] += 1
-                    if deaths[key_id(key)] < 2:
-                        waiting.append(key)
-                        claim.close()
-                        continue
-                    code = code_version(find_experiment(address)[2].unit)
-                    row = describe_row(key, {}, 0.0, code, "KilledWorker: its process died twice")
-                slowest = max(slowest, row.wall_seconds)
-                yield row  # written by the caller while the claim is held
-                claim.close()
-            submit_to_idle_workers()
-
-
-@contextlib.contextmanager
-def _local_cluster(workers: int) -> Iterator[Any]:
-    """Worker processes that share the cores, or one per GPU where there are GPUs."""
-    import dask
-    from distributed import Nanny, SpecCluster
-    from distributed.scheduler import Scheduler
-
-    gpus = torch.cuda.device_count()
-    workers = min(workers, gpus) if gpus else workers
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    shared = {"JAHS_PROGRESS": "0", "OMP_NUM_THREADS": str(threads)}
-    shared |= {"MKL_NUM_THREADS": str(threads)}  # Dask sets 1, which torch would take
-    quiet = {"silence_logs": logging.ERROR}  # restarts are expected: rows tell what went wrong
-    specs = {}
-    for k in range(workers):
-        environment = shared | ({"CUDA_VISIBLE_DEVICES": str(k)} if gpus else {})
-        options = {"nthreads": 1, "env": environment, "memory_limit": 0} | quiet
-        specs[k] = {"cls": Nanny, "options": options}
-    # The caller decides what to try again. The default of the second, 15 s, gives a worker up for
-    # lost while it imports torch after a restart.
-    settings = {
-        "distributed.scheduler.allowed-failures": 0,
-        "distributed.deploy.lost-worker-timeout": "10 minutes",
-    }
-    options = {"dashboard": False, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    server = {"cls": Scheduler, "options": options}
-    with dask.config.set(settings), SpecCluster(specs, scheduler=server, **quiet) as cluster:
-        yield cluster
-
-
-def _slowest(results: Results) -> float:
-    return max((row.wall_seconds for row in results.rows()), default=0.0)
+    deadline = record.deadline_of(limit_seconds)
+    here = whole(workers, "workers") == 1 and scheduler is None
+    work = record.Work(address, profile, retry_failed)
+    late = [record.Job(work, key) for key in work.missing]
+    recorded = len(work.keys) - len(late)
+    report(f"{address} {profile}: {len(late)} rows to compute, {recorded} recorded")
+    with contextlib.closing(
+        record.Here() if here else record.open_lanes(workers, scheduler)
+    ) as lanes:
+        run = record.Run(lanes, deadline, report)
+        if late and time.monotonic() < deadline:
+            work.learn(*lanes.each(record.hardware), {})
+            late = run.compute(late)
+    return run.summary(len(work.left()), "time limit" if late else "")
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -468,6 +428,6 @@ def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _listed(values: dict[str, Any]) -> str:
+def listed(values: dict[str, Any]) -> str:
     short = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in values.items())
     return ", ".join(f"{k}={v}" for k, v in short)

@@ -6,8 +6,7 @@ import os
 import sys
 import time
 from types import TracebackType
-
-from tqdm import tqdm
+from typing import Any
 
 
 class ProgressBar:
@@ -20,7 +19,7 @@ class ProgressBar:
 
     def __init__(self, total: float, label: str) -> None:
         self.total, self.label = total, label
-        self._bar: tqdm | None = None
+        self._bar: Any = None
         self._display = None
         self._shown = time.monotonic()
         if os.environ.get("JAHS_PROGRESS") == "0":
@@ -30,6 +29,8 @@ class ProgressBar:
 
             self._display = display({"text/plain": label}, raw=True, display_id=True)
         elif sys.stderr.isatty():
+            from tqdm import tqdm
+
             layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
             self._bar = tqdm(total=total, desc=label, leave=False, bar_format=layout)
 

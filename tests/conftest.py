@@ -1,15 +1,14 @@
 """Fixtures of all tests: nothing is read from or written to the user's folders."""
 
+import json
 import linecache
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from jahs_utils import data, device
 
@@ -68,6 +67,28 @@ def sleeping(*, x):
     return {"x": x}
 
 
+def lasting(*, steps):
+    time.sleep(steps / 100)
+    return {"steps": steps}
+
+
+def timed(*, x):
+    """Leave the begin and the end in the folder that MARKS names."""
+    start = time.time()
+    time.sleep(0.2)
+    (Path(os.environ["MARKS"]) / f"timed-{x}").write_text(f"{start} {time.time()}")
+    return {"x": x}
+
+
+def hungry(*, x):
+    """Runs out of memory where others use it, too: the first time."""
+    mark = Path(os.environ["MARKS"]) / f"hungry-{x}"
+    if not mark.exists():
+        mark.touch()
+        raise RuntimeError("CUDA out of memory")
+    return {"x": x}
+
+
 def not_finite(*, x):
     return {"inf": float("inf"), "nested": [1.0, float("nan")], "tensor": torch.tensor([x / 2])}
 
@@ -78,16 +99,29 @@ def not_json(*, x):
     """
 EXPERIMENTS = {
     "train": Experiment(train, {"quick": grid(data="digits", seed=range(2))}),
-    "square": Experiment(square, {"quick": grid(x=range(4)), "standard": grid(x=range(9))}),
+    "square": Experiment(square, {
+        "quick": grid(x=range(4)), "standard": grid(x=range(9)), "gpu": grid(x=range(5)),
+    }),
     "slow_square": Experiment(slow_square, {"quick": grid(x=range(30))}),
+    "lasting": Experiment(lasting, {
+        "standard": grid(steps=[10, 20, 40]), "gpu": grid(steps=[6000, 30, 50, 9000]),
+    }),
+    "timed": Experiment(timed, {"gpu": grid(x=range(3))}, alone=True),
+    "hungry": Experiment(hungry, {"gpu": grid(x=range(2))}),
     "failing": Experiment(failing, {"quick": grid(x=range(3))}),
-    "killing": Experiment(killing, {"quick": grid(x=range(6))}),
+    "killing": Experiment(killing, {"quick": grid(x=range(6)), "gpu": grid(x=range(4))}),
     "sleeping": Experiment(sleeping, {"quick": grid(x=range(20))}),
     "not_finite": Experiment(not_finite, {"quick": grid(x=1)}),
     "not_json": Experiment(not_json, {"quick": grid(x=1)}),
 }
 """,
 ]
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """`pytest -k cuda` runs the tests that are skipped where there is no CUDA."""
+    if any("CUDA" in str(mark.kwargs.get("reason")) for mark in item.iter_markers("skipif")):
+        item.extra_keyword_matches.add("cuda")
 
 
 def _compute_in_float32(patch: pytest.MonkeyPatch) -> None:
@@ -148,10 +182,17 @@ class Book:
 
     def write(self, name: str, cells: list[str]) -> Path:
         """Write a chapter whose code `cells` are all tagged `export`."""
-        exported = [new_code_cell(c.strip("\n"), metadata={"tags": ["export"]}) for c in cells]
-        other = [new_markdown_cell("# Title"), new_code_cell("raise SystemExit('not exported')")]
+        code = {"cell_type": "code", "execution_count": None, "outputs": []}
+        exported = {"tags": ["export"]}
+        made = [
+            {"cell_type": "markdown", "metadata": {}, "source": "# Title"},
+            code | {"metadata": {}, "source": "raise SystemExit('not exported')"},
+            *(code | {"metadata": exported, "source": c.strip("\n")} for c in cells),
+        ]
+        numbered = [cell | {"id": f"cell-{k}"} for k, cell in enumerate(made)]
+        notebook = {"cells": numbered, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
         path = self.root / "chapters" / f"{name}.ipynb"
-        nbformat.write(new_notebook(cells=[*other, *exported]), path)
+        path.write_text(json.dumps(notebook), encoding="utf-8")
         self.forget(name)
         return path
 

@@ -1,5 +1,7 @@
 """Recorded experiments: rows that survive anything."""
 
+import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jahs_utils.experiments import (
+    Experiment,
     Results,
     Row,
     compute_row,
@@ -23,6 +27,7 @@ from jahs_utils.experiments import (
     grid,
     key_id,
     read_results,
+    recorded_costs,
     results_path,
     run_experiment,
 )
@@ -95,6 +100,24 @@ def test_different_keys_have_different_names(other):
     assert key_id({"a": 1}) != key_id(other)
 
 
+WRONG_KEYS = {
+    "a name that is no text": {1: 2},
+    "a seed that is no whole number": {"seed": "zero"},
+    "a seed that is a truth value": {"seed": True},
+    "a data set that is no name": {"data": 3},
+    "a value that JSON has not": {"x": {1, 2}},
+    "a number that is none": {"x": float("nan")},
+    "no dict": [1],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_KEYS)
+def test_a_key_that_cannot_stand_in_a_row_is_one_line(wrong):
+    experiment = Experiment(print, {"quick": [{"x": 1}, WRONG_KEYS[wrong]]})
+    with pytest.raises(ValueError, match=r"^(a )?key [^\n]*$"):
+        experiment.keys("quick")
+
+
 # --- rows -----------------------------------------------------------------------------------------
 
 
@@ -131,7 +154,12 @@ WRONG_LINES = {
     "not JSON": (lambda row: "{", "line: "),
     "blank": (lambda row: "", "line: "),
     "a list": (lambda row: "[]", "line: "),
-    "a field missing": (lambda row: json.dumps(row | {"code": None}), "code: "),
+    "a field of null": (lambda row: json.dumps(row | {"code": None}), "code: "),
+    "a field missing": (lambda row: json.dumps({k: row[k] for k in row if k != "code"}), "code: "),
+    "no date": (lambda row: json.dumps(row | {"finished": "yesterday"}), "finished: "),
+    "other data": (lambda row: json.dumps(row | {"data": {"name": "digits"}}), "data: "),
+    "text for seconds": (lambda row: json.dumps(row | {"wall_seconds": "1"}), "wall_seconds: "),
+    "no text": (lambda row: "\udcff", "line: "),
     "a field too many": (lambda row: json.dumps(row | {"extra": 1}), "extra: "),
     "another status": (lambda row: json.dumps(row | {"status": "fine"}), "status: "),
     "a second good row": (lambda row: json.dumps(row), "a second row for {'x': 1}"),
@@ -145,7 +173,7 @@ def test_a_line_that_is_not_a_row_is_named_by_file_and_number(wrong, book):
     path = results("square").path
     whole = path.read_text(encoding="utf-8").splitlines()
     whole.insert(2, damage(json.loads(whole[1])))
-    path.write_text("\n".join(whole) + "\n", encoding="utf-8")
+    path.write_text("\n".join(whole) + "\n", "utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         results("square").rows()
     assert f"{path}, line 3: {complaint}" in str(caught.value)
@@ -154,10 +182,10 @@ def test_a_line_that_is_not_a_row_is_named_by_file_and_number(wrong, book):
 @settings(max_examples=10, deadline=None)
 @given(share=st.floats(0, 0.9999))
 def test_a_torn_last_line_is_passed_over_and_cut_by_the_next_row(share, tmp_path_factory):
-    kept, torn, new = (row.model_copy(update={"key": {"x": x}}) for x, row in enumerate([ROW] * 3))
+    kept, torn, new = (dataclasses.replace(row, key={"x": x}) for x, row in enumerate([ROW] * 3))
     file = Results(tmp_path_factory.mktemp("torn") / "rows.jsonl")
     file.append(kept)
-    line = torn.model_dump_json().encode()
+    line = torn.line()[:-1]
     with open(file.path, "ab") as stream:
         stream.write(line[: 1 + int(share * len(line))])
     assert file.rows() == [kept]
@@ -180,7 +208,28 @@ ROW_FIELDS = {
     "wall_seconds": 0.5,
     "finished": "2026-01-01T00:00:00Z",
 }
-ROW = Row.model_validate(ROW_FIELDS)
+ROW = Row.read(json.dumps(ROW_FIELDS).encode())
+
+
+def test_rows_of_before_predictions_read_as_they_are():
+    assert (ROW.predicted_seconds, ROW.processes) == (None, None)
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_rows_that_an_editor_has_saved_are_read_and_continued(start, end, tmp_path):
+    file = Results(tmp_path / "rows.jsonl")
+    file.path.write_bytes(start + ROW.line().replace(b"\n", end))
+    assert file.rows() == [ROW]
+    other = dataclasses.replace(ROW, key={"x": 1})
+    file.append(other)
+    assert file.rows() == [ROW, other]
+
+
+def test_an_error_with_bytes_that_are_no_text_can_be_recorded(tmp_path):
+    file = Results(tmp_path / "rows.jsonl")
+    file.append(dataclasses.replace(ROW, status="failed", error="no file '\udcff'"))
+    assert file.rows()[0].error == "no file '\udcff'"
 
 
 def test_a_good_row_is_written_once(tmp_path):
@@ -192,7 +241,7 @@ def test_a_good_row_is_written_once(tmp_path):
 
 def test_a_failed_row_gives_way_to_a_good_one(tmp_path):
     file = Results(tmp_path / "rows.jsonl")
-    file.append(ROW.model_copy(update={"status": "failed", "error": "it"}))
+    file.append(dataclasses.replace(ROW, status="failed", error="it"))
     assert file.append(ROW)
     assert file.rows() == [ROW]
 
@@ -203,6 +252,45 @@ def test_a_claimed_key_cannot_be_claimed_again_until_it_is_released(tmp_path):
         assert (first, second) == (True, False)
     with file.claim({"x": 1}) as third:
         assert third
+
+
+def test_claims_stand_beside_the_rows_where_other_machines_see_them(tmp_path, monkeypatch):
+    file = Results(tmp_path / "rows.jsonl")
+    with file.claim({"x": 1}):
+        monkeypatch.setenv("JAHS_CACHE", str(tmp_path / "cache of another machine"))
+        with Results(file.path).claim({"x": 1}) as mine:
+            assert not mine
+    assert [path.name for path in tmp_path.iterdir()] == [".locks"]
+
+
+def test_a_claim_ends_with_its_process(tmp_path):
+    file = Results(tmp_path / "rows.jsonl")
+    code = (
+        "import os; from pathlib import Path; from jahs_utils.experiments import Results\n"
+        f"with Results(Path({str(file.path)!r})).claim({{'x': 1}}) as mine:\n"
+        "    os._exit(7 if mine else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 7
+    with file.claim({"x": 1}) as mine:
+        assert mine
+
+
+def test_a_claim_on_a_file_system_without_locks_ends_with_its_process_too(tmp_path, monkeypatch):
+    def no_flock(descriptor):
+        raise OSError(errno.ENOSYS, "no flock here")
+
+    monkeypatch.setattr("filelock._unix.lock_fd_nonblocking", no_flock)
+    file = Results(tmp_path / "rows.jsonl")
+    warnings.filterwarnings("ignore", "flock not supported")
+    with file.claim({"x": 1}) as first, Results(file.path).claim({"x": 1}) as second:
+        assert (first, second) == (True, False)
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        (marker,) = (tmp_path / ".locks" / "rows").iterdir()
+        ours = marker.read_text("utf-8")
+        marker.write_text(ours.replace(str(os.getpid()), str(gone.pid), 1), "utf-8")
+        with Results(file.path).claim({"x": 1}) as third:
+            assert third
 
 
 def test_a_key_that_was_recorded_meanwhile_cannot_be_claimed(tmp_path):
@@ -428,3 +516,19 @@ def test_a_cluster_does_not_log_its_comings_and_goings(cluster_run):
     log = cluster_run["log"]
     assert " - INFO - " not in log
     assert " - WARNING - " not in log
+
+
+def test_the_checksum_of_rows_changes_with_a_metric_and_not_with_time_or_order(book):
+    run_experiment("90_small/square", "quick")
+    path = results_path("90_small", "square", "quick")
+    checksum = recorded_costs("90_small")["checksum"][0]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def rewritten(rows):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(text, encoding="utf-8")
+        return recorded_costs("90_small")["checksum"][0]
+
+    assert rewritten([line | {"wall_seconds": 9.0} for line in reversed(lines)]) == checksum
+    lines[0]["metrics"]["square"] += 1
+    assert rewritten(lines) != checksum

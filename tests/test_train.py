@@ -4,14 +4,12 @@ import copy
 import math
 import time
 
-import nbclient
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nbformat.v4 import new_code_cell, new_notebook
 from torch import nn
 
 from jahs_utils.data import load
@@ -767,8 +765,9 @@ assert history.stopped == "steps"
 
 
 def test_a_progress_bar_leaves_nothing_in_a_notebooks_outputs(monkeypatch, tmp_path):
+    nbclient, v4 = map(pytest.importorskip, ("nbclient", "nbformat.v4"))
     monkeypatch.delenv("JAHS_PROGRESS")
-    notebook = new_notebook(cells=[new_code_cell(NOTEBOOK)])
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(NOTEBOOK)])
     nbclient.NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
     outputs = notebook.cells[0].outputs
     assert [output.output_type for output in outputs] == ["display_data"]  # the bar was there
