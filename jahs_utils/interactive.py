@@ -16,6 +16,8 @@ import pandas as pd
 import vl_convert
 from IPython.display import display
 
+from jahs_utils.checks import whole
+
 PACKAGES = [
     f"vega@{altair.VEGA_VERSION}",
     f"vega-lite@{altair.VEGALITE_VERSION}",
@@ -43,6 +45,7 @@ def interactive(
     screen readers too. table: the values, for those who cannot see or point. number: counts the
     figures of a page. Parameters need names that are the page's own, charts one view or layers.
     """
+    whole(number, "number")
     specification = chart.properties(width="container", description=alt).to_dict()
     specification["config"] = CONFIG
     script = (Path(__file__).parent / "interactive.js").read_text(encoding="utf-8")

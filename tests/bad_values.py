@@ -9,6 +9,7 @@ COUNT = [*NO_NUMBER, 0, -1, 2.5]  # whole, at least 1
 POSITIVE = [*NO_NUMBER, 0, -1]
 NOT_NEGATIVE = [*NO_NUMBER, -1]
 NOT_NEGATIVE_COUNT = [*NO_NUMBER, -1, 2.5]
+SHARE = [*NOT_NEGATIVE, 1.5]  # from 0 to 1
 SEED = [*NO_NUMBER, -1, 0.5, 2**64]
 COUNTS = [[value] for value in COUNT] + [5, "88", None]  # several of them
 

@@ -5,15 +5,19 @@ Read by `tests/test_arguments.py`, which says what the tables mean.
 
 import math
 
+import altair
+import pandas as pd
 import torch
 from bad_values import (
     COUNT,
     COUNTS,
     LONG,
+    NO_NUMBER,
     NOT_NEGATIVE,
     NOT_NEGATIVE_COUNT,
     POSITIVE,
     SEED,
+    SHARE,
     or_none,
 )
 from ConfigSpace import ConfigurationSpace
@@ -41,7 +45,7 @@ def changed(**values: list) -> dict[str, list]:
     """Bad values of a training's settings."""
     settings = {
         "epochs": or_none(POSITIVE),
-        "momentum": [*NOT_NEGATIVE, 1.5],
+        "momentum": SHARE,
         "weight_decay": NOT_NEGATIVE,
         "batch_size": [*COUNT, 101],
         "evaluate_every": or_none(COUNT),
@@ -49,6 +53,8 @@ def changed(**values: list) -> dict[str, list]:
     return settings | values
 
 
+FRAME = pd.DataFrame({"x": [1]})
+CHART = altair.Chart(FRAME).mark_point().encode(x="x:Q")
 CHANNELS = {"in_channels": COUNT, "classes": COUNT}
 KERNELS = [*COUNTS, (), (2, 2)]
 SEARCH = {"min_budget": 1, "max_budget": 3, "trials": 1, "space": ConfigurationSpace({"x": (0, 9)})}
@@ -67,6 +73,14 @@ CASES = {
         {"alpha": NOT_NEGATIVE, "classes": COUNT},
     ),
     "device.seconds_per_call": ({"call": int, "device": CPU, "repeats": 1}, {"repeats": COUNT}),
+    "experiments.run_experiment": (
+        {"address": "00_training/baseline", "profile": "standard", "limit_seconds": 0},
+        {"workers": COUNT, "limit_seconds": or_none(NOT_NEGATIVE)},
+    ),
+    "interactive.interactive": (
+        {"chart": CHART, "title": "", "alt": "", "says": "", "table": FRAME, "number": 1},
+        {"number": COUNT},
+    ),
     "networks.ConvLayer": (
         {"in_channels": 1, "out_channels": 2},
         {"in_channels": COUNT, "out_channels": COUNT},
@@ -87,6 +101,19 @@ CASES = {
         {"model": small(), "image_shape": (1, 8, 8), "batch_size": 2},
         {"image_shape": [(1, 8, value) for value in COUNT], "batch_size": COUNT},
     ),
+    "plots.new_figure": (
+        {"rows": 1, "columns": 2, "size": (5, 3)},
+        {
+            "rows": COUNT,
+            "columns": COUNT,
+            "size": [3, LONG, *((5.4, value) for value in POSITIVE)],
+        },
+    ),
+    "plots.mean_interval": ({"values": [1, 2], "level": 0.9}, {"values": [], "level": SHARE}),
+    "plots.spread": (
+        {"values": [1, 2], "scale": -100, "digits": 0},
+        {"values": [], "scale": NO_NUMBER, "digits": NOT_NEGATIVE_COUNT},
+    ),
     "populations.fit_population": (
         {
             "build": small,
@@ -103,6 +130,8 @@ CASES = {
             ]
         ),
     ),
+    "record.deadline_of": ({"limit_seconds": 0}, {"limit_seconds": or_none(NOT_NEGATIVE)}),
+    "record.open_lanes": ({"workers": 1, "scheduler": None}, {"workers": or_none(COUNT)}),
     "search.Evaluator": (
         {"evaluate": zero},
         {
@@ -162,6 +191,7 @@ CASES["train.check_settings"] = (
     | {"evaluate_every": or_none(COUNT)},
 )
 
+OF_ROWS = "of recorded rows, where nan stands for what is missing"
 IN_EVERY_STEP = "called in every training step"
 EXEMPT = {
     "train.constant": IN_EVERY_STEP,
@@ -171,4 +201,26 @@ EXEMPT = {
     "checks.positive": "it is the check",
     "checks.whole": "it is the check",
     "cli.run_one": "it hands its arguments on to experiments.run_experiment",
-}
+    "cli.record": "it hands its arguments on to record.record",
+    "record.record": "it hands its arguments on to deadline_of and open_lanes",
+    "evidence.exact": OF_ROWS,
+    "evidence.level": OF_ROWS,
+    "evidence.needed": OF_ROWS,
+    "experiments.describe_row": "a time that was measured",
+    "plots.diagram": "Matplotlib refuses places that are no numbers",
+    "plots.dots_by_group": OF_ROWS,
+    "progress.ProgressBar": IN_EVERY_STEP,
+    "progress.ProgressBar.update": IN_EVERY_STEP,
+} | dict.fromkeys(
+    [
+        "record.Forecast",
+        "record.Here.each",
+        "record.Processes",
+        "record.Processes.keep",
+        "record.Run",
+        "record.Run.summary",
+        "record.Work.estimate",
+        "record.Work.learn",
+    ],
+    "part of a run, whose arguments are refused before it begins",
+)
