@@ -125,7 +125,8 @@ MEASURE = """
       return (high + 0.05) / (low + 0.05);
     });
     return {
-      theme, ground: light(ground), contrast: Math.min(...contrasts), alt: svg.closest('[aria-label]')?.ariaLabel,
+      theme, ground: light(ground), contrast: Math.min(...contrasts),
+      alt: svg.closest('[aria-label]')?.ariaLabel,
       heights: scale ? texts.map(t => parseFloat(getComputedStyle(t).fontSize) * scale) : [],
       fonts: texts.map(t => getComputedStyle(t).fontFamily),
       font: getComputedStyle(article).fontFamily,
