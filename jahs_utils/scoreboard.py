@@ -52,19 +52,19 @@ def sentence(id: str) -> str:
     if verdict.effect is None:
         return claim.said.open or f"No row answers yet whether this holds: {claim.statement}."
     effect, digits = verdict.effect, _digits(claim, verdict)
-    text = {
-        "estimate": f"{effect.estimate:.{digits}f}",
-        "size": f"{abs(effect.estimate):.{digits}f}",
-        "low": f"{effect.low:.{digits}f}",
-        "high": f"{effect.high:.{digits}f}",
-        "interval": f"[{effect.low:.{digits}f}, {effect.high:.{digits}f}]",
+    shown = {
+        **{"estimate": effect.estimate, "size": abs(effect.estimate)},
+        **{"low": effect.low, "high": effect.high, **dict(zip("ab", verdict.groups))},
+    }
+    text = {name: _fixed(value, digits) for name, value in shown.items()}
+    text |= {
+        "interval": f"[{text['low']}, {text['high']}]",
         "n": effect.n,
         "smallest": _smallest(claim, verdict),
         "more": _count(verdict.more),
         "minutes": _count(verdict.minutes),
-        **{name: f"{value:.{digits}f}" for name, value in zip("ab", verdict.groups)},
     }
-    return getattr(claim.said, WORDING[verdict.verdict]).format(**text).replace("-0.0", "0.0")
+    return getattr(claim.said, WORDING[verdict.verdict]).format(**text)
 
 
 def conclude(*ids: str) -> Any:
@@ -72,6 +72,11 @@ def conclude(*ids: str) -> Any:
     from IPython.display import Markdown
 
     return Markdown(" ".join(sentence(id) for id in ids))
+
+
+def _fixed(value: float, digits: int) -> str:
+    """With so many digits behind the point; what rounds to zero has no sign."""
+    return f"{value:z.{digits}f}"
 
 
 def _digits(claim: Finding, verdict: Verdict) -> int:
@@ -183,9 +188,9 @@ def _estimated(claim: Finding, verdict: Verdict) -> str:
     if verdict.effect is None:
         return "-"
     effect, digits = verdict.effect, _digits(claim, verdict)
-    shown = f"{effect.estimate:.{digits}f}"
+    shown = _fixed(effect.estimate, digits)
     if not claim.estimate.deterministic and math.isfinite(effect.high):
-        shown += f" [{effect.low:.{digits}f}, {effect.high:.{digits}f}]"
+        shown += f" [{_fixed(effect.low, digits)}, {_fixed(effect.high, digits)}]"
     return f"{shown} {claim.unit}".strip()
 
 

@@ -236,6 +236,9 @@ def test_a_sentence_has_the_verdicts_wording_and_the_rows_numbers(write):
     write(pairs(0.02, 0.021, 0.019, 0.02), FINDING)
     said = "Wide is ahead by 2.00 [1.87, 2.13], n = 4, from 81.50 to 83.50."
     assert sentence("f") == said
+    mixed = write(pairs(-0.0002, -0.00021, 0.0004, 0.0), FINDING)
+    assert "[-0.0" in findings_table()["estimate"][0]  # a sign stays unless all is zero
+    assert mixed.id == "f"
     write(pairs(-0.02, -0.021, -0.019, -0.02), FINDING)
     assert sentence("f") == "Wide is behind by 2.00."
 
