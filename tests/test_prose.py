@@ -52,7 +52,7 @@ SETTING = words(
     *("hold", "batch(?:es)?", "epochs?", "steps?", "profiles?", "defaults?", "temperatures?"),
     *("probability", "intervals?", "level", "images", "kernels?", "channels", "between", "from"),
     *("at most", "at least", "factor", "share", "weights?", "exponent", "standard", "quick", "gpu"),
-    *("epsilon", "gamma", "beta", "python", "version", "session"),
+    *("epsilon", "gamma", "beta", "python", "version", "session", "reading"),
 )
 OUTCOME = words(
     *(r"accura\w+", "errors?", "correlation", "correlates?", "regret", "better", "worse", "faster"),
