@@ -288,7 +288,10 @@ def obtain_rows(address: str, profile: str) -> pd.DataFrame:
 
 
 def recorded_costs(chapter: str) -> pd.DataFrame:
-    """What the recorded rows of a chapter cost: rows, minutes and device per file."""
+    """What the recorded rows of a chapter cost: rows, minutes and device per file.
+
+    The checksum is of keys and metrics: a page that was made from other rows shows another one.
+    """
     folder = book_root() / "results" / chapter
     table = []
     for path in sorted(folder.glob("*.jsonl")):
@@ -296,8 +299,11 @@ def recorded_costs(chapter: str) -> pd.DataFrame:
         rows = Results(path).rows()
         minutes = sum(row.wall_seconds for row in rows) / 60
         devices = ", ".join(sorted({row.device for row in rows}))
-        table.append((name, profile, len(rows), round(minutes, 1), devices))
-    return pd.DataFrame(table, columns=["experiment", "profile", "rows", "minutes", "device"])
+        content = sorted(json.dumps([row.key, row.status, row.metrics]) for row in rows)
+        checksum = hashlib.sha256("\n".join(content).encode()).hexdigest()[:8]
+        table.append((name, profile, len(rows), round(minutes, 1), devices, checksum))
+    columns = ["experiment", "profile", "rows", "minutes", "device", "checksum"]
+    return pd.DataFrame(table, columns=columns)
 
 
 def find_experiment(address: str) -> tuple[str, str, Experiment]:

@@ -23,6 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from jahs_utils.checks import number, positive, whole
+
 # Okabe and Ito (2008) without yellow; where they fade on white, darker. Black is the page's ink.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#3F99C9", "#BF8300", "#000000")
 
@@ -53,6 +55,10 @@ def new_figure(
     size: inches. Pages scale every figure to their width, so text grows with a wider one. Two
     columns of panels are legible on a phone, three are not: add rows. options: for `plt.subplots`.
     """
+    whole(rows, "rows")
+    whole(columns, "columns")
+    for side in size:
+        positive(side, "size")
     font = {"font.size": FONT * max(1.0, size[0] / WIDTH)}
     plt.rcParams.update(STYLE | font)  # here, not at import: a reader's own style is left alone
     return plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
@@ -112,6 +118,7 @@ def _style(style: str, tag: str) -> str:
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Mean and half width of its t-interval; the half width is nan for fewer than two values."""
+    number(level, "level", 0, 1)
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return float(values.mean()), float("nan")
@@ -182,7 +189,8 @@ def diagram(
 
 def spread(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
     """Mean and standard deviation as text, "91.4 ± 0.2"; of one value, the value."""
-    mean = f"{scale * np.mean(values):.{digits}f}"
+    number(scale, "scale")
+    mean = f"{scale * np.mean(values):.{whole(digits, 'digits', 0)}f}"
     if len(values) < 2:
         return mean
     return f"{mean} ± {scale * np.std(values, ddof=1):.{digits}f}"

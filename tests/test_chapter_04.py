@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -1503,3 +1504,92 @@ def test_the_estimators_that_are_measured_are_unbiased_in_groups_too(estimator):
         for seed in range(200)
     ]
     assert surprise(torch.cat(groups), chapter.exact_gradient(objective, logits)) > FALSE_ALARM
+
+
+# --- what findings read from rows -----------------------------------------------------------------
+
+
+def look(step: int, depth: int, widths: list[int], entropies: list[float]) -> dict:
+    return {"step": step, "depth": depth, "widths": widths, "entropies": entropies}
+
+
+def watched_row(choose: str, *looks: dict) -> dict:
+    return {"choose": choose, "depth": looks[-1]["depth"], "trace": json.dumps(looks)}
+
+
+JOINT_LOOKS = (
+    look(1, 2, [3, 4], [1.0, 2.0, 4.0]),
+    look(20, 1, [3], [0.5, 1.0, 4.0]),
+    look(40, 1, [2], [0.1, 0.2, 4.0]),
+    look(100, 1, [2], [0.0, 0.1, 4.0]),
+)
+
+
+def test_a_choice_is_settled_from_the_look_after_its_last_change():
+    found = chapter.watch_choices(pd.DataFrame([watched_row("joint", *JOINT_LOOKS)])).iloc[0]
+    assert found["settled"] == pytest.approx(0.4)
+    assert found["settled_depth"] == pytest.approx(0.2)
+
+
+def test_entropies_are_relative_to_the_start_and_of_what_the_network_uses():
+    found = chapter.watch_choices(pd.DataFrame([watched_row("joint", *JOINT_LOOKS)])).iloc[0]
+    assert found["entropy_tenth"] == pytest.approx(0.5)  # the third distribution is not used
+    assert found["entropy_end"] == pytest.approx((0 + 0.05) / 2)
+
+
+def test_a_choice_that_changes_at_the_last_look_is_settled_at_the_end():
+    looks = (look(1, 1, [3], [1.0]), look(50, 1, [3], [1.0]), look(100, 1, [2], [1.0]))
+    found = chapter.watch_choices(pd.DataFrame([watched_row("width", *looks)]))
+    assert found["settled"].tolist() == [1.0]
+
+
+def test_trainings_without_a_choice_are_not_watched():
+    rows = pd.DataFrame(
+        [watched_row("none", look(1, 1, [3], [])), watched_row("joint", *JOINT_LOOKS)]
+    )
+    assert chapter.watch_choices(rows)["choose"].tolist() == ["joint"]
+
+
+def variant(seed: int, last: int, **changed: object) -> dict:
+    return {"seed": seed, "depth": 4, "widths": [1, 2, 3, last]} | changed
+
+
+def test_agreement_is_the_share_of_the_commonest_last_width_of_a_seed():
+    rows = [variant(0, 7), variant(0, 7), variant(0, 7), variant(0, 9), variant(1, 5)]
+    found = chapter.agree_on_last_width(pd.DataFrame(rows))
+    assert found.to_dict("records") == [
+        {"seed": 0, "agreement": 0.75},
+        {"seed": 1, "agreement": 1.0},
+    ]
+
+
+def test_networks_of_other_depth_speed_or_estimator_do_not_count_as_alike():
+    others = [
+        variant(0, 9, depth=3, widths=[1, 2, 9]),
+        variant(0, 9, speed=1.0),
+        variant(0, 9, estimator="rebar"),
+        variant(0, 9, tune=0.5),
+        variant(0, 9, first=1.0),
+    ]
+    rows = [variant(0, 7, gamma_width=1e-3), variant(0, 7, annealing="linear"), *others]
+    assert chapter.agree_on_last_width(pd.DataFrame(rows))["agreement"].tolist() == [1.0]
+
+
+def test_the_gpu_profile_asks_what_the_papers_conclusion_asks_for():
+    keys = chapter.VARIANTS_GRIDS["gpu"]
+    asked = {"annealing", "first", "speed", "estimator", "tune"}
+    assert all(len(asked & key.keys()) == 1 for key in keys)
+    assert {name for key in keys for name in asked & key.keys()} == asked
+    assert {key["seed"] for key in keys} == set(range(5))
+
+
+@pytest.mark.parametrize("profile", ["standard", "gpu", "paper"])
+def test_every_control_and_variant_has_its_search_in_the_table(profile):
+    searches = [
+        {name: key[name] for name in ("data", "model", "sizes", "seed", "epochs")}
+        for key in chapter.TABLE_GRIDS[profile]
+        if key["choose"] == "joint"
+    ]
+    for experiment in ("controls", "variants"):
+        for key in chapter.EXPERIMENTS[experiment].keys(profile):
+            assert {name: key[name] for name in searches[0]} in searches

@@ -10,10 +10,13 @@ import subprocess
 import sys
 import tarfile
 import time
+import types
 import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import pytest_itemcollected
+from test_train import needs_cuda as NEEDED
 
 from jahs_utils import record as recording
 from jahs_utils.experiments import Results, Row, results_path, run_experiment
@@ -368,7 +371,6 @@ def bare_run(make_book, tmp_path_factory):
         env=environment(root, JAHS_BOOK=str(root), MARKS=str(root / "marks")),
         cwd=root,
         capture_output=True,
-        text=True,
         encoding="utf-8",
         timeout=300,
     )
@@ -572,7 +574,7 @@ def test_the_script_runs_what_it_is_asked_for_and_keeps_rows_and_a_table(book, t
         ["bash", CHECK, "--parts", "record", "--seconds", "200", "--wheels", wheels],
         env=os.environ | own,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=250,
     )
     assert done.returncode == 0, done.stderr
@@ -586,18 +588,13 @@ def test_the_script_runs_what_it_is_asked_for_and_keeps_rows_and_a_table(book, t
 
 @pytest.mark.parametrize("arguments", [["--second", "1"], ["--seconds", "x"], ["--seconds"]])
 def test_the_script_refuses_what_it_does_not_know_in_one_line(arguments):
-    done = subprocess.run(["bash", CHECK, *arguments], capture_output=True, text=True)
+    done = subprocess.run(["bash", CHECK, *arguments], capture_output=True, encoding="utf-8")
     assert done.returncode == 2
     assert done.stderr.startswith("gpu_check.sh: ")
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_tests_that_need_cuda_are_found_by_that_name():
-    listed = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/test_train.py", "--collect-only", "-k", "cuda"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout
-    assert "test_augmentation_is_drawn_anew_in_every_captured_step" in listed
-    assert "test_a_step_is_captured_again_after_growth" in listed
+    item = types.SimpleNamespace(extra_keyword_matches=set(), iter_markers=lambda _: [NEEDED.mark])
+    pytest_itemcollected(item)
+    assert item.extra_keyword_matches == {"cuda"}
