@@ -371,7 +371,6 @@ def bare_run(make_book, tmp_path_factory):
         env=environment(root, JAHS_BOOK=str(root), MARKS=str(root / "marks")),
         cwd=root,
         capture_output=True,
-        text=True,
         encoding="utf-8",
         timeout=300,
     )
@@ -575,7 +574,7 @@ def test_the_script_runs_what_it_is_asked_for_and_keeps_rows_and_a_table(book, t
         ["bash", CHECK, "--parts", "record", "--seconds", "200", "--wheels", wheels],
         env=os.environ | own,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=250,
     )
     assert done.returncode == 0, done.stderr
@@ -589,7 +588,7 @@ def test_the_script_runs_what_it_is_asked_for_and_keeps_rows_and_a_table(book, t
 
 @pytest.mark.parametrize("arguments", [["--second", "1"], ["--seconds", "x"], ["--seconds"]])
 def test_the_script_refuses_what_it_does_not_know_in_one_line(arguments):
-    done = subprocess.run(["bash", CHECK, *arguments], capture_output=True, text=True)
+    done = subprocess.run(["bash", CHECK, *arguments], capture_output=True, encoding="utf-8")
     assert done.returncode == 2
     assert done.stderr.startswith("gpu_check.sh: ")
     assert len(done.stderr.splitlines()) == 1
