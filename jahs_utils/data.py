@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
 from jahs_utils import data_files, transfer_data
@@ -82,6 +81,8 @@ class ImageData:
 
     def folds(self, k: int = 5, seed: int = 0) -> list[ImageData]:
         """Stratified `k`-fold splits of the training images; `test` is the fold left out."""
+        from sklearn.model_selection import StratifiedKFold
+
         labels = self.train_labels.cpu().numpy()
         most = np.unique(labels, return_counts=True)[1].min()  # each fold has every class
         whole(k, "k, at most the images of the rarest class,", 2, most)
@@ -89,6 +90,8 @@ class ImageData:
         return [self._restrict(train, held) for train, held in split.split(labels, labels)]
 
     def _stratified(self, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        from sklearn.model_selection import train_test_split
+
         whole(seed, "seed", 0, MAX_SEED)
         labels = self.train_labels.cpu().numpy()
         everything = np.arange(len(labels))

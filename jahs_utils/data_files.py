@@ -14,15 +14,11 @@ import zlib
 from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
-import torchvision.datasets as tv
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from jahs_utils.checks import named_folder, writable_folder
 from jahs_utils.device import cache_folder
@@ -140,15 +136,21 @@ def _verify(path: Path, content: bytes, expected: str) -> None:
 # --- Fashion-MNIST -------------------------------------------------------------------------------
 
 
+# torchvision and scikit-learn are imported where they are used: each takes as long as torch, and
+# worker processes and notebooks start often.
+
+
 def fashion_mnist() -> Arrays:
     """The complete set: idx files as torchvision keeps them, or packed ones in a flat folder."""
+    from torchvision.datasets import FashionMNIST
+
     places = [place for root in data_roots() for place in (root, root / FASHION_FOLDER)]
     if _root_with(FASHION_FOLDER, FASHION_FILES) is None:
         for folder in [*places, SYSTEM_FOLDER / "fashion-mnist"]:
             if any((folder / f"{name}.gz").exists() for name in FASHION_FILES):
                 return _read_packed_fashion(folder)
     other_way = "install Debian's package dataset-fashion-mnist (fashion_mnist_mini needs nothing)"
-    get = functools.partial(tv.FashionMNIST, download=True)
+    get = functools.partial(FashionMNIST, download=True)
     root = _official_files("fashion_mnist", FASHION_FOLDER, FASHION_FILES, get, other_way)
     return _read_fashion(root / FASHION_FOLDER)
 
@@ -171,6 +173,8 @@ def _read_packed_fashion(folder: Path) -> Arrays:
 
 
 def _read_fashion(folder: Path) -> Arrays:
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
     # Not through FashionMNIST(root): it prefers an old `processed` folder to these files.
     train_images, train_labels, test_images, test_labels = (
         read(str(folder / name)).numpy()
@@ -193,7 +197,9 @@ def fashion_mnist_mini() -> Arrays:
 
 def cifar(name: str) -> Arrays:
     """CIFAR-10 or CIFAR-100, from the official files or a JPEG copy of CIFAR-10."""
-    loader = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[name]
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    loader = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     meta = (loader.meta["filename"], loader.meta["md5"])
     files = dict([*loader.train_list, *loader.test_list, meta])
     other_way = "use cifar10 or fashion_mnist instead"
@@ -211,18 +217,21 @@ def cifar(name: str) -> Arrays:
     return Arrays(images[0], labels[0], images[1], labels[1], train.classes, "official files")
 
 
-class _LabelledSTL10(tv.STL10):
-    """STL-10 without the check, 2.8 GB long, of its unlabelled images."""
+@functools.cache
+def _labelled_stl10() -> Any:
+    """torchvision's STL10 without the check, 2.8 GB long, of its unlabelled images."""
+    from torchvision.datasets import STL10
 
-    train_list = tv.STL10.train_list[:2]
+    return type("LabelledSTL10", (STL10,), {"train_list": STL10.train_list[:2]})
 
 
 def stl10() -> Arrays:
     """STL-10's labelled images."""
-    files = dict([*_LabelledSTL10.train_list, *_LabelledSTL10.test_list])
-    get = functools.partial(_LabelledSTL10, download=True)
-    root = _official_files("stl10", tv.STL10.base_folder, files, get, "use cifar10 instead")
-    parts = [_LabelledSTL10(root, split=split) for split in ("train", "test")]
+    loader = _labelled_stl10()
+    files = dict([*loader.train_list, *loader.test_list])
+    get = functools.partial(loader, download=True)
+    root = _official_files("stl10", loader.base_folder, files, get, "use cifar10 instead")
+    parts = [loader(root, split=split) for split in ("train", "test")]
     images = [np.ascontiguousarray(part.data) for part in parts]
     labels = [part.labels.astype(np.int64) for part in parts]
     return Arrays(images[0], labels[0], images[1], labels[1], list(STL10_CLASSES), "official files")
@@ -230,6 +239,9 @@ def stl10() -> Arrays:
 
 def digits() -> Arrays:
     """scikit-learn's 8x8 digits."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     images = (bunch.images * 15).astype(np.uint8)[:, None]  # 0..16 grey levels to 0..240
     labels = bunch.target.astype(np.int64)

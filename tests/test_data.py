@@ -413,8 +413,8 @@ def test_stl10_needs_only_its_labelled_files(data_folder, monkeypatch):
         for name, array in ((f"{part}_X.bin", images.swapaxes(2, 3)), (f"{part}_y.bin", labels)):
             (folder / name).write_bytes(array.tobytes())
             listed[part].append([name, md5(array.tobytes())])
-    monkeypatch.setattr(data_files._LabelledSTL10, "train_list", listed["train"])
-    monkeypatch.setattr(data_files._LabelledSTL10, "test_list", listed["test"])
+    monkeypatch.setattr(data_files._labelled_stl10(), "train_list", listed["train"])
+    monkeypatch.setattr(data_files._labelled_stl10(), "test_list", listed["test"])
     data = load("stl10", device="cpu")
     assert np.array_equal(data.train_images.numpy(), pixels[0])
     assert np.array_equal(data.test_images.numpy(), pixels[1])
