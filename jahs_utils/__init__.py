@@ -23,7 +23,6 @@ _HOMES = {
     "load": "data",
     "load_chapter": "chapters",
     "read_results": "experiments",
-    "seed_everything": "train",
 }
 __all__ = sorted(_HOMES)
 

@@ -7,9 +7,9 @@ IPython and Matplotlib keep goes into the cache folder.
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,8 +26,8 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 
-from jahs_utils.chapters import book_root, chapter_names, chapter_path
-from jahs_utils.checks import PROFILES, one_of
+from jahs_utils.chapters import book_root, chapter_names, chapter_path, read_notebook
+from jahs_utils.checks import PROFILES, named_folder, number, one_of, shown, writable_folder
 from jahs_utils.device import cache_folder
 
 PRIVATE_FOLDERS = {
@@ -61,19 +61,21 @@ class BookError(RuntimeError):
 def private_environment() -> dict[str, str]:
     """The environment for notebooks and tools: folders of their own in the cache, no progress bar.
 
-    Folders that are named in the environment already are kept.
+    Folders that are named in the environment already are kept. Raises ValueError without a cache.
     """
-    cache = cache_folder().absolute()  # a notebook runs in another folder
-    home = cache / "notebooks"
-    with contextlib.suppress(OSError):  # without a cache each tool makes a temporary folder
-        home.mkdir(parents=True, exist_ok=True)
+    cache = cache_folder()
+    user = getattr(os, "getuid", int)()  # several may share the cache, Jupyter's files they cannot
+    home = writable_folder(cache / f"notebooks-{user}")
     folders = {name: str(home / folder) for name, folder in PRIVATE_FOLDERS.items()}
     fixed = {
+        "JAHS_BOOK": str(book_root()),  # absolute: a notebook runs in another folder
         "JAHS_CACHE": str(cache),
         "JAHS_PROGRESS": "0",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a debugger's warning would stand among our lines
+        "PYTHONUTF8": "1",  # not all tools name the encoding of what they read
     }
+    named_folder("JAHS_DATA")  # makes it absolute, too
     return folders | os.environ | fixed
 
 
@@ -83,7 +85,8 @@ class _ThisPython(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         quiet = ["--log-level=50"]  # it warns of loopback without encryption, and more
-        return KernelSpec(**get_kernel_dict(quiet), env=private_environment())
+        environment = {k: v.replace("$", "$$") for k, v in private_environment().items()}
+        return KernelSpec(**get_kernel_dict(quiet), env=environment)  # Jupyter substitutes $NAME
 
 
 # --- running chapters -----------------------------------------------------------------------------
@@ -92,25 +95,41 @@ class _ThisPython(AsyncKernelManager):
 def chapter_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of `parameters` that differ from what the chapter's parameter cell assigns.
 
-    Raises ValueError, naming the choices, for a name that this cell does not assign.
+    Raises ValueError for a name that this cell does not assign, with the choices, and for a value
+    of another type than the default: None and expressions take anything, floats whole numbers.
     """
-    known = papermill.inspect_notebook(chapter_path(name))
-    for parameter in parameters:
-        one_of(parameter, known, f"parameter of {name}")
+    known, changed = _defaults(name), {}
+    for parameter, value in parameters.items():
+        default = known[one_of(parameter, known, f"parameter of {name}")]
+        if type(default) is float and type(value) in (int, float):
+            value = float(number(value, f"{parameter} of {name}"))
+        if type(value) is not type(default) and not isinstance(default, ast.AST | None):
+            example = f"'{parameter}=\"{value}\"'" if type(default) is str else repr(default)
+            raise ValueError(
+                f"{parameter} of {name} is of type {type(default).__name__}, got {shown(value)} of "
+                f"type {type(value).__name__}: write as Python does, for example {example[:60]}"
+            )
+        if value != default:
+            changed[parameter] = value
     if "profile" in parameters:
         one_of(parameters["profile"], PROFILES, "profile")
-    return {
-        parameter: value
-        for parameter, value in parameters.items()
-        if _literal(known[parameter]["default"]) != value
-    }
+    return changed
 
 
-def _literal(source: str) -> Any:
-    try:
-        return ast.literal_eval(source)
-    except (ValueError, SyntaxError):
-        return source
+def _defaults(name: str) -> dict[str, Any]:
+    """What the parameter cell of a chapter assigns; what is no literal stays an expression."""
+    cells = read_notebook(chapter_path(name)).cells
+    source = next((c.source for c in cells if "parameters" in c.metadata.get("tags", [])), "")
+    defaults: dict[str, Any] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                value = node.value
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            defaults |= {t.id: value for t in targets if isinstance(t, ast.Name)}
+    return defaults
 
 
 def run_chapter(
@@ -127,8 +146,13 @@ def run_chapter(
     that cell is kept in `out`.
     """
     changed = chapter_parameters(name, {"profile": profile} | dict(parameters or {}))
-    out = Path(out).absolute()
+    out = Path(out).expanduser().absolute()
+    if out.suffix != ".ipynb" or out.resolve() == chapter_path(name):
+        raise ValueError(f"out must be the path of another notebook, NAME.ipynb, got {out}")
+    private_environment()  # makes folders absolute before the working folder changes
     out.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(_with_parameters(name, changed), out)
+    place = str(out).replace("{", "{{").replace("}", "}}")  # papermill formats paths
     start = time.perf_counter()
 
     def report(cell: nbformat.NotebookNode, cell_index: int) -> None:
@@ -136,9 +160,8 @@ def run_chapter(
 
     try:
         papermill.execute_notebook(
-            chapter_path(name),
-            out,
-            changed,
+            place,
+            place,
             kernel_name="python3",  # only a name: the kernel manager decides
             kernel_manager_class=_ThisPython,
             cwd=chapter_path(name).parent,
@@ -158,6 +181,18 @@ def run_chapter(
     return time.perf_counter() - start
 
 
+def _with_parameters(name: str, values: Mapping[str, Any]) -> nbformat.NotebookNode:
+    """A chapter's notebook with a cell that assigns `values`, behind its parameter cell."""
+    notebook = nbformat.v4.upgrade(read_notebook(chapter_path(name)))
+    if values:
+        source = "\n".join(["# Parameters", *(f"{k} = {v!r}" for k, v in values.items())])
+        tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+        place = 1 + next(k for k, names in enumerate(tags) if "parameters" in names)
+        added = nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]})
+        notebook.cells.insert(place, added)
+    return notebook
+
+
 def refresh_chapter(name: str) -> float:
     """Run a chapter as it is stored and put the new outputs into its notebook; return the seconds.
 
@@ -168,8 +203,8 @@ def refresh_chapter(name: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / path.name
         seconds = run_chapter(name, executed)
-        fresh = nbformat.read(executed, as_version=4)
-    stored = nbformat.read(path, as_version=4)
+        fresh = read_notebook(executed)
+    stored = read_notebook(path)
     for cell, ran in zip(stored.cells, fresh.cells, strict=True):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
@@ -212,15 +247,17 @@ def check_chapters(chapters: Iterable[str | Path] | None = None) -> int:
     """
     names = chapter_names() if chapters is None else list(chapters)
     paths = [n if str(n).endswith(".ipynb") else chapter_path(str(n)) for n in names]
-    for path in map(Path, paths):
-        print(f"{path.stem}: {visible_lines(nbformat.read(path, 4))} visible lines", flush=True)
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"]
-    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", *map(str, paths)]
-    with tempfile.TemporaryDirectory() as folder:
-        rules = Path(folder) / "sanitize.cfg"
-        rules.write_text(DRAWINGS, encoding="utf-8")
-        command += ["--nbval-sanitize-with", str(rules), *options]
-        return subprocess.run(command, env=private_environment(), check=False).returncode
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q"]
+    command += ["-p", "no:cacheprovider", "--nbval-sanitize-with", "sanitize.cfg"]
+    with tempfile.TemporaryDirectory() as folder:  # pytest refuses some paths, nbval some notebooks
+        Path(folder, "sanitize.cfg").write_text(DRAWINGS, encoding="utf-8")
+        for path in map(Path, paths):
+            notebook = read_notebook(path)
+            nbformat.write(notebook, Path(folder, path.name))
+            print(f"{path.stem}: {visible_lines(notebook)} visible lines", flush=True)
+            command.append(path.name)
+        done = subprocess.run(command, env=private_environment(), cwd=folder, check=False)
+        return done.returncode
 
 
 # --- building the site ----------------------------------------------------------------------------
@@ -253,9 +290,10 @@ def build(
         if run:
             say(f"chapters/{name} ... ", end="")
             say(f"{run_chapter(name, target, parameters=parameters):.0f} s")
-        page = nbformat.read(target if run else chapter_path(name), 4)
+        page = read_notebook(target if run else chapter_path(name))
         fold(page)
         nbformat.write(page, target)
+    stage_vega(source)
     say("the book ... ", end="")
     start = time.perf_counter()
     built = _jupyter_book(source, folder / "jupyter-book.log", strict, say)
@@ -264,7 +302,7 @@ def build(
     shutil.move(built, html)
     say(f"{time.perf_counter() - start:.0f} s")
     say(f"\nThe book is in {_short(html)}. Open {_short(html / 'index.html')} in a browser, or run")
-    say(f"  python -m http.server -d {_short(html)}\nand go to http://localhost:8000")
+    say(f"  python -m http.server -d {shlex.quote(_short(html))}\nand go to http://localhost:8000")
     return html / "index.html"
 
 
@@ -283,10 +321,10 @@ def stage_pages(root: Path, source: Path) -> None:
 def _fill_in(page: Path, mark: str, table: str) -> None:
     from jahs_utils import scoreboard
 
-    text = page.read_text()
+    text = page.read_text("utf-8-sig")
     if mark not in text:
         raise BookError(f"{page.name} has no line {mark}: its table has no place")
-    page.write_text(text.replace(mark, getattr(scoreboard, table)()))
+    page.write_text(text.replace(mark, getattr(scoreboard, table)()), "utf-8")
 
 
 def _copy_mathjax(target: Path) -> None:
@@ -301,14 +339,25 @@ def _copy_mathjax(target: Path) -> None:
             shutil.copyfile(file, place)
 
 
+def stage_vega(source: Path) -> None:
+    """Vega, if a page has an interactive figure: it takes seconds to bundle and to import."""
+    pages = [page.read_text(encoding="utf-8") for page in source.rglob("*.ipynb")]
+    if any("jahs-interactive" in page for page in pages):
+        import vl_convert
+
+        script = source / "book" / "_static" / "vega.js"
+        bundle = f"(() => {{\n{vl_convert.javascript_bundle()}\n}})();\n"  # its names are its own
+        script.write_text(bundle, encoding="utf-8")
+
+
 def _jupyter_book(source: Path, log: Path, strict: bool, say: Say) -> Path:
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     options = [*(["-W", "-n", "--keep-going"] if strict else []), str(source)]
-    with open(log, "w") as file:
+    with open(log, "w", encoding="utf-8") as file:
         out = {"stdout": file, "stderr": subprocess.STDOUT}
         done = subprocess.run(command + options, **out, env=private_environment(), check=False)
     if done.returncode:
-        lines = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text()).splitlines()
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text("utf-8", "replace")).splitlines()
         named = [line for line in lines if "WARNING" in line or "ERROR" in line]
         say("failed\n" + "\n".join(named or lines[-20:]))
         raise BookError(

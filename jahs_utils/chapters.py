@@ -15,16 +15,20 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
-import os
 import pprint
 import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from jahs_utils import checks
-from jahs_utils.checks import one_of
+from jahs_utils.checks import named_folder, one_of, shown
+
+if TYPE_CHECKING:
+    import nbformat
 
 # A module with a path is a package to Python: chapters are its submodules, found by _Finder.
 __path__: list[str] = []
@@ -45,8 +49,8 @@ REFUSALS = frozenset(checks.__all__)
 
 def book_root() -> Path:
     """The folder that holds `chapters/`: `$JAHS_BOOK`, the working folder, or the checkout."""
-    named = os.environ.get("JAHS_BOOK")
-    places = [Path(named)] if named else [Path.cwd(), Path.cwd().parent, Path(__file__).parents[1]]
+    named = named_folder("JAHS_BOOK")
+    places = [named] if named else [Path.cwd(), Path.cwd().parent, Path(__file__).parents[1]]
     for place in places:
         if (place / "chapters").is_dir():
             return place.resolve()
@@ -66,17 +70,41 @@ def chapter_path(name: str) -> Path:
     return book_root() / "chapters" / f"{one_of(name, chapter_names(), 'chapter')}.ipynb"
 
 
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook of format 4, also one that a byte-order mark starts or whose cells have no ids."""
+    import nbformat  # seconds, and a machine that only computes rows may lack it
+    from nbformat.warnings import MissingIDFieldWarning
+
+    with warnings.catch_warnings(action="ignore", category=MissingIDFieldWarning):
+        try:
+            return nbformat.reads(path.read_text("utf-8-sig"), as_version=4)
+        except OSError:
+            raise
+        except Exception as error:  # of many kinds, for text and for JSON that is no notebook
+            raise ValueError(f"{path} is not a notebook ({shown(str(error))})") from None
+
+
+def _code_cells(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Number, source and tags of each code cell, read without nbformat."""
+    try:
+        cells = json.loads(path.read_text("utf-8-sig"))["cells"]
+        for number, cell in enumerate(cells):
+            if cell["cell_type"] == "code":
+                yield number, "".join(cell["source"]), cell["metadata"].get("tags", [])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not a notebook ({shown(problem)})") from None
+
+
 def exported_source(path: Path) -> str:
     """The source of a notebook's cells tagged `export`, each under a line that names its cell.
 
     Raises ValueError when such a cell holds more than imports, constants, functions and classes.
     """
     parts = []
-    # Not by nbformat: its import takes seconds, and a machine that only computes may lack it.
-    for number, cell in enumerate(json.loads(path.read_text("utf-8-sig"))["cells"]):
-        if cell["cell_type"] != "code" or "export" not in cell["metadata"].get("tags", []):
+    for number, source, tags in _code_cells(path):
+        if "export" not in tags:
             continue
-        source = "".join(cell["source"])
         try:
             statements = ast.parse(source).body
         except SyntaxError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -193,7 +195,8 @@ def claims(
 @data.command("list")
 def list_data() -> None:
     """The data sets that `load` knows and the folders where it looks."""
-    from jahs_utils.data import DATASETS, SYSTEM_FOLDER, data_roots
+    from jahs_utils.data import DATASETS
+    from jahs_utils.data_files import SYSTEM_FOLDER, data_roots
 
     typer.echo("\n".join(DATASETS))
     typer.echo("searched: " + ", ".join(map(str, [*data_roots(), SYSTEM_FOLDER])))
@@ -202,7 +205,7 @@ def list_data() -> None:
 @data.command("import")
 def import_data(path: Path) -> None:
     """Bring a JPEG copy of CIFAR-10 (.npz) into the cache, where `load("cifar10")` finds it."""
-    from jahs_utils.data import import_cifar10_copy
+    from jahs_utils.data_files import import_cifar10_copy
 
     typer.echo(f"cifar10 is now at {import_cifar10_copy(path)}")
 
@@ -213,7 +216,7 @@ def doctor(measure: Annotated[bool, typer.Option(help="measure formats again")] 
     import torch
 
     from jahs_utils.chapters import book_root
-    from jahs_utils.data import data_roots
+    from jahs_utils.data_files import data_roots
     from jahs_utils.device import cache_folder, describe_device, fastest_format, pick_device
 
     device = pick_device()
@@ -236,20 +239,24 @@ def _named(chapters: list[str] | None) -> list[str]:
 
 
 def _parse(settings: list[str] | None) -> dict[str, object]:
-    """name=value pairs as a dict; values are read as YAML, so 1 is a number and [8, 8] a list."""
-    import yaml
-
-    parsed = {}
+    """name=value pairs as a dict; a value is a literal of Python (1, 0.1, [8, 8]), else text."""
+    parsed: dict[str, object] = {}
     for setting in settings or []:
-        name, equals, value = setting.partition("=")
+        name, equals, value = map(str.strip, setting.partition("="))
         if not equals or not name:
             raise ValueError(f"--set takes name=value, got {setting!r}")
-        parsed[name] = yaml.safe_load(value)
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            parsed[name] = value
     return parsed
 
 
 def main() -> None:
     """Entry point: user errors are one line on standard error and exit status 2."""
+    if sys.getfilesystemencoding() != "utf-8":  # pages, paths and notebooks need it
+        program = [sys.executable, "-m", "jahs_utils.cli", *sys.argv[1:]]
+        os.execve(sys.executable, program, os.environ | {"PYTHONUTF8": "1"})
     try:
         status = app(standalone_mode=False)
     except typer.Exit as end:

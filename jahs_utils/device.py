@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import platform
 import statistics
-import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from jahs_utils.checks import one_of
+from jahs_utils.checks import named_folder, one_of, whole
 
 
 class NumberFormat(NamedTuple):
@@ -29,11 +28,11 @@ class NumberFormat(NamedTuple):
 
 def cache_folder() -> Path:
     """The folder for data and measurements: `$JAHS_CACHE`, else the user's cache folder."""
-    if named := os.environ.get("JAHS_CACHE"):
-        return Path(named)
+    if named := named_folder("JAHS_CACHE"):
+        return named
     import platformdirs  # a machine that only computes may lack it
 
-    return Path(platformdirs.user_cache_dir("jahs"))
+    return Path(platformdirs.user_cache_dir("jahs")).absolute()
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -71,7 +70,7 @@ def describe_device(device: torch.device) -> str:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text("utf-8", "replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -79,6 +78,7 @@ def _processor() -> str:
 
 def seconds_per_call(call: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
     """Median wall time of `call` in seconds after two warm-up calls; waits for a GPU to finish."""
+    whole(repeats, "repeats")
     times = []
     for k in range(repeats + 2):
         start = time.perf_counter()
@@ -136,15 +136,17 @@ def _measure_and_keep(device: torch.device, path: Path, fresh: float) -> NumberF
     best = min(seconds, key=lambda form: seconds[form] * handicap[form.precision])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(best._asdict(), file)
-        if fresh:
-            os.replace(draft, path)
-        else:
-            with contextlib.suppress(FileExistsError):  # the first of several processes decides
+        draft = path.with_suffix(f".{uuid.uuid4().hex}")  # born with the umask's permissions
+        draft.write_text(json.dumps(best._asdict()), "utf-8")
+        try:
+            if fresh:
+                os.replace(draft, path)
+            else:  # the first of several processes decides
                 os.link(draft, path)
-            os.unlink(draft)
+        finally:
+            draft.unlink(missing_ok=True)
+    except FileExistsError:
+        pass
     except OSError:
         return best  # no cache to write to: the choice holds for this process
     return _read_format(path) or best
@@ -152,7 +154,7 @@ def _measure_and_keep(device: torch.device, path: Path, fresh: float) -> NumberF
 
 def _read_format(path: Path) -> NumberFormat | None:
     try:
-        entry = json.loads(path.read_text())
+        entry = json.loads(path.read_text("utf-8-sig"))
         precision = one_of(entry["precision"], ["float32", "bfloat16"], "precision")
         return NumberFormat(precision, bool(entry["channels_last"]))
     except (OSError, ValueError, KeyError, TypeError):

@@ -12,12 +12,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from jahs_utils.checks import shown, whole
+
+
+def _sizes(**given: Sequence[int]) -> None:
+    """Refuse a size that is not a whole number of at least 1."""
+    for name, sizes in given.items():
+        for size in sizes:
+            whole(size, name)
+
+
+def _odd(kernels: Sequence[int]) -> None:
+    _sizes(kernels=kernels)
+    if not kernels or any(k % 2 == 0 for k in kernels):
+        raise ValueError(f"kernels must be odd numbers, such as (3, 3), got {shown(kernels)}")
+
 
 class ConvLayer(nn.Module):
     """3x3 convolution, BatchNorm, ReLU and 2x2 max-pooling."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        _sizes(in_channels=[in_channels], out_channels=[out_channels])
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
 
@@ -45,12 +61,9 @@ class ConvNet(nn.Module):
         image_size: int = 28,
     ) -> None:
         super().__init__()
-        if not channels or min([*channels, *neurons, in_channels, classes]) < 1:
-            raise ValueError(
-                f"layer sizes must be positive, with at least one convolutional layer: "
-                f"channels={tuple(channels)}, neurons={tuple(neurons)}"
-            )
-        side = image_size // 2 ** len(channels)
+        _sizes(channels=channels, neurons=neurons, in_channels=[in_channels], classes=[classes])
+        whole(len(channels), "the number of convolutional layers")
+        side = whole(image_size, "image_size") // 2 ** len(channels)
         if side < 1:
             raise ValueError(
                 f"{len(channels)} pooling layers shrink {image_size} pixels to none: use at most "
@@ -81,6 +94,8 @@ class ResidualBlock(nn.Module):
         self, in_channels: int, out_channels: int, stride: int, kernels: Sequence[int]
     ) -> None:
         super().__init__()
+        _sizes(in_channels=[in_channels], out_channels=[out_channels], stride=[stride])
+        _odd(kernels)
         widths = [in_channels] + [out_channels] * len(kernels)
         self.norms = nn.ModuleList(nn.BatchNorm2d(i) for i in widths[:-1])
         self.convs = nn.ModuleList(
@@ -117,15 +132,10 @@ class WideResNet(nn.Module):
         classes: int = 10,
     ) -> None:
         super().__init__()
+        _sizes(depth=[depth], width=[width], in_channels=[in_channels], classes=[classes])
+        _odd(kernels)
         if depth < 10 or depth % 6 != 4:
-            raise ValueError(f"depth must be 6 N + 4 (10, 16, 22, 28, 40, ...), got {depth}")
-        if min(width, in_channels, classes) < 1:
-            raise ValueError(
-                f"width, in_channels and classes must be positive, got {width}, {in_channels} "
-                f"and {classes}"
-            )
-        if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
-            raise ValueError(f"kernels must be odd numbers, such as (3, 3), got {tuple(kernels)}")
+            raise ValueError(f"depth must be 6 N + 4 (10, 16, 22, 28, 40, ...), got {shown(depth)}")
         blocks, channels = [], 16
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         for group in range(3):
@@ -163,6 +173,7 @@ def network_cost(
     model: nn.Module, image_shape: tuple[int, int, int], batch_size: int = 128
 ) -> Cost:
     """Count a network without running it (on torch's meta device); the model is not changed."""
+    _sizes(image_shape=image_shape, batch_size=[batch_size])
     shadow = copy.deepcopy(model).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow.eval()(torch.empty(1, *image_shape, device="meta"))

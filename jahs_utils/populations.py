@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from jahs_utils.checks import one_of
+from jahs_utils.checks import one_of, shown, whole
 from jahs_utils.data import ImageData
 from jahs_utils.device import NumberFormat, fastest_format
 from jahs_utils.train import (
@@ -31,6 +31,7 @@ from jahs_utils.train import (
     _not_finite,
     _record,
     _reproducible,
+    check_settings,
     fit,
 )
 
@@ -68,11 +69,12 @@ def fit_population(
     Raises ValueError for members whose data differ in size, and for an unknown mode.
     """
     one_of(mode, MODES, "mode")
-    if not members:
-        raise ValueError("a population needs at least one member")
-    sizes = {tuple(member.data.train_images.shape) for member in members}
+    whole(len(members), "the number of members")
+    for member in members:
+        check_settings(member.lr, momentum, weight_decay, evaluate_every, member.seed)
+    sizes = sorted({tuple(member.data.train_images.shape) for member in members})
     if len(sizes) > 1:
-        raise ValueError(f"members must have training sets of one shape, got {sorted(sizes)}")
+        raise ValueError(f"members must have training sets of one shape, got {shown(sizes)}")
     if mode == "auto":
         mode = "together" if members[0].data.device.type == "cuda" else "one_by_one"
     settings = {

@@ -20,7 +20,6 @@ import numbers
 import os
 import queue
 import re
-import reprlib
 import sys
 import tempfile
 import threading
@@ -31,11 +30,15 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jahs_utils.checks import positive, whole
+from jahs_utils.checks import number, positive, shown, whole
 
 if TYPE_CHECKING:
     from ConfigSpace import ConfigurationSpace
     from smac import MultiFidelityFacade
+
+RANGE = 10_000  # of budgets: SMAC begins with about as many configurations
+RUNGS = 100  # more come of an eta that is 1 but for a slip
+LARGEST = 1e150  # of a cost: its square is finite
 
 Config = dict[str, Any]
 Evaluate = Callable[[Config, float], float]
@@ -100,16 +103,15 @@ class Evaluator:
         workers: int = 1,
     ) -> None:
         if isinstance(evaluate, Evaluator) or not callable(evaluate):
-            raise TypeError(f"evaluate must be a function, got {evaluate!r}: see Evaluator.of")
-        if not total > 0:
-            raise ValueError(f"total must be above 0, got {total!r}")
+            raise TypeError(f"evaluate must be a function, got {shown(evaluate)}: see Evaluator.of")
+        _check_total(total)
         if limit_seconds is not None:
-            positive(limit_seconds, "limit_seconds")
-        whole(workers, "workers")
+            limit_seconds = min(positive(limit_seconds, "limit_seconds"), threading.TIMEOUT_MAX)
+        whole(workers, "workers", 1, 1000)
         self.trials: list[Trial] = []
         self.spent: float = 0
         self._evaluate, self.total = evaluate, total
-        self._journal = None if journal is None else _Journal(Path(journal))
+        self._journal = None if journal is None else _Journal(_path(journal))
         self._numbers = itertools.count()
         self._asked: dict[int, tuple[Config, float]] = {}  # started and not finished
         self._running: dict[int, concurrent.futures.Future[Trial]] = {}  # those in processes
@@ -127,7 +129,7 @@ class Evaluator:
         """Any function in an Evaluator; an Evaluator as it is, with the smaller of two totals."""
         if not isinstance(evaluate, cls):
             return cls(evaluate, total=total)
-        evaluate.total = min(evaluate.total, total)
+        evaluate.total = min(evaluate.total, _check_total(total))
         return evaluate
 
     def __call__(self, config: Mapping[str, Any], budget: float) -> Trial:
@@ -208,6 +210,10 @@ class Evaluator:
         self.close()
 
 
+def _check_total(total: float) -> float:
+    return total if total == math.inf else positive(total, "total")
+
+
 def _attempt(evaluate: Evaluate, config: Config, budget: float) -> Trial:
     start = time.perf_counter()
     try:
@@ -220,7 +226,7 @@ def _attempt(evaluate: Evaluate, config: Config, budget: float) -> Trial:
 def _as_loss(value: Any) -> float:
     number = value.item() if hasattr(value, "item") else value
     if not (isinstance(number, numbers.Real) and math.isfinite(number)):
-        raise ValueError(f"a loss must be a finite number, got {reprlib.repr(value)}")
+        raise ValueError(f"a loss must be a finite number, got {shown(value)}")
     return float(number)
 
 
@@ -240,6 +246,10 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
+def _path(place: str | os.PathLike[str]) -> Path:
+    return Path(place).expanduser().absolute()
+
+
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
@@ -252,22 +262,22 @@ class _Journal:
         self.path, self._size, self.trials = path, content.rfind(b"\n") + 1, []
         if self._size < len(content):
             os.truncate(path, self._size)  # its writer was killed in the middle of a line
-        for number, line in enumerate(content[: self._size].split(b"\n")[:-1], start=1):
+        for place, line in enumerate(content[: self._size].split(b"\n")[:-1], start=1):
             try:
                 entry = json.loads(line)
                 loss = math.inf if entry["loss"] is None else entry["loss"]
                 self.trials.append(Trial(**entry | {"loss": loss}))
             except (ValueError, TypeError, KeyError):
                 raise ValueError(
-                    f"{path}, line {number}: not a trial: delete the file or name another journal"
+                    f"{path}, line {place}: not a trial: delete the file or name another journal"
                 ) from None
 
     def answer(self, index: int, asked: Mapping[int, tuple[Config, float]]) -> tuple[int, Trial]:
         """The trial at `index` and the number of the evaluation that it answers."""
         trial = self.trials[index]
-        for number, (config, budget) in asked.items():
+        for asked_as, (config, budget) in asked.items():
             if (_as_json(config), budget) == (trial.config, trial.budget):
-                return number, dataclasses.replace(trial, config=config)
+                return asked_as, dataclasses.replace(trial, config=config)
         calls = " or ".join(f"{config} at budget {budget}" for config, budget in asked.values())
         raise ValueError(
             f"{self.path}, line {index + 1}: asked for {calls}, but {trial.config} at budget "
@@ -399,25 +409,24 @@ def smac_search(
     Raises ValueError for arguments that make no search or are not those of the search in `folder`.
     """
     positive(min_budget, "min_budget")
-    if positive(max_budget, "max_budget") < min_budget:
-        raise ValueError(f"max_budget {max_budget} must not be below min_budget {min_budget}")
-    if not 1 < eta < math.inf:
-        raise ValueError(f"eta must be a finite number above 1, got {eta!r}")
+    number(positive(max_budget, "max_budget"), "max_budget", min_budget, RANGE * min_budget)
+    if positive(eta, "eta") <= 1 or math.log(max_budget / min_budget) > RUNGS * math.log(eta):
+        raise ValueError(f"eta must be above 1 and make at most {RUNGS} rungs, got {eta!r}")
     if total is None and trials is None:
         raise ValueError("nothing would end this search: give total (sum of budgets) or trials")
     if total is not None:
         positive(total, "total")
     if trials is not None:
         whole(trials, "trials")
-    whole(seed, "seed", 0)
+    whole(seed, "seed", 0, 2**32 - 1)
     if len(space) == 0:
-        raise ValueError(f"the space has no hyperparameters: {space!r}")
+        raise ValueError(f"the space has no hyperparameters: {shown(space)}")
     hyperband = {"min_budget": min_budget, "max_budget": max_budget, "eta": eta, "seed": seed}
     ends = {"total": total, "trials": trials, "workers": workers, "limit_seconds": limit_seconds}
     arguments = _plain(hyperband | ends)
     place = tempfile.TemporaryDirectory() if folder is None else contextlib.nullcontext(folder)
     with place as home:
-        home = Path(home)
+        home = _path(home)
         evaluator = Evaluator(
             evaluate,
             total=total or math.inf,
@@ -436,7 +445,7 @@ def smac_search(
 
 
 def _keep_arguments(path: Path, arguments: dict[str, Any]) -> None:
-    known = json.loads(path.read_text()) if path.exists() else arguments
+    known = json.loads(path.read_text("utf-8-sig")) if path.exists() else arguments
     changed = [f"{k} {known.get(k)}, not {v}" for k, v in arguments.items() if known.get(k) != v]
     if changed:
         raise ValueError(
@@ -445,7 +454,7 @@ def _keep_arguments(path: Path, arguments: dict[str, Any]) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(arguments))
+    draft.write_text(json.dumps(arguments), "utf-8")
     os.replace(draft, path)
 
 
@@ -542,7 +551,7 @@ def _costs(trials: list[Trial]) -> list[float]:
     lowest, highest = min(losses), max(losses)
     scale = max(1.0, abs(lowest))
     failure = highest + (highest - lowest or scale)
-    return [min(trial.loss, failure) / scale for trial in trials]
+    return [min(min(trial.loss, failure) / scale, LARGEST) for trial in trials]
 
 
 @contextlib.contextmanager

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jahs_utils.checks import one_of, positive
+from jahs_utils.checks import number, one_of, positive, whole
 from jahs_utils.data import ImageData
 from jahs_utils.data import mixup as mix
 from jahs_utils.device import NumberFormat, fastest_format
@@ -51,9 +49,8 @@ class SGDR:
     factor: float = 2.0
 
     def __post_init__(self) -> None:
-        positive(self.period, "SGDR's period")
-        if positive(self.factor, "SGDR's factor") < 1:
-            raise ValueError(f"SGDR's factor must be at least 1, got {self.factor}")
+        number(self.period, "SGDR's period", 1e-3)  # each call counts the periods that are over
+        number(self.factor, "SGDR's factor", 1)
 
     def __call__(self, fraction: float, epoch: float) -> float:
         period = self.period
@@ -186,9 +183,8 @@ def fit(
         factor_of = schedule
     else:
         factor_of = SCHEDULES[one_of(schedule, SCHEDULES, "schedule")]
-    positive(lr, "lr")
-    if evaluate_every is not None:
-        positive(evaluate_every, "evaluate_every")
+    check_settings(lr, momentum, weight_decay, evaluate_every, seed)
+    number(mixup, "mixup", 0)
     device = data.device
     if capture and device.type != "cuda":
         raise ValueError(f"capture=True needs a CUDA device, the data is on {device}")
@@ -263,6 +259,17 @@ def fit(
     return History(pd.DataFrame(state.rows, columns=columns), state.stopped, form)
 
 
+def check_settings(
+    lr: float, momentum: float, weight_decay: float, evaluate_every: int | None, seed: int
+) -> None:
+    """Refuse settings of an optimizer and of a training that cannot be."""
+    positive(lr, "lr")
+    number(momentum, "momentum", 0, 1)
+    number(weight_decay, "weight_decay", 0)
+    whole(1 if evaluate_every is None else evaluate_every, "evaluate_every")
+    whole(seed, "seed", 0, 2**64 - 1)
+
+
 def evaluate(
     model: nn.Module,
     data: ImageData,
@@ -273,6 +280,7 @@ def evaluate(
 ) -> Evaluation:
     """Loss and accuracy of `model` on a part ("test" or "train") of `data`, in evaluation mode."""
     one_of(part, ("test", "train"), "part")
+    whole(batch_size, "batch_size")
     images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
     form = number_format or fastest_format(data.device)
     was_training = model.training
@@ -287,13 +295,6 @@ def evaluate(
             correct += (logits.argmax(1) == y).sum()
     model.train(was_training)
     return Evaluation(float(loss) / len(labels), int(correct) / len(labels))
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - users' code may draw from it
-    torch.manual_seed(seed)
 
 
 def _limit_threads(model: nn.Module, device: torch.device) -> None:
@@ -330,11 +331,10 @@ class Budget:
     ) -> None:
         given = {"epochs": epochs, "steps": steps, "seconds": seconds}
         self.limits = {k: positive(v, k) for k, v in given.items() if v is not None}
+        whole(self.limits.get("steps", 1), "steps")
         if not self.limits:
             raise ValueError("fit needs a budget: give epochs, steps or seconds")
-        if not 1 <= batch_size <= images:
-            raise ValueError(f"batch_size must be from 1 to {images} (images), got {batch_size}")
-        self.steps_per_epoch = images // batch_size
+        self.steps_per_epoch = images // whole(batch_size, "batch_size", 1, whole(images, "images"))
 
     def used(self, step: int, clock: _Clock) -> tuple[float, str]:
         """Share of the budget that is used, and the name of the limit once it is reached."""

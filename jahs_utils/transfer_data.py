@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jahs_utils.data import Arrays, DataError, data_roots
+from jahs_utils.data_files import Arrays, DataError, data_roots
 
 IMAGENET32_FOLDERS = ["Imagenet32_train_npz", "Imagenet32_val_npz"]
 MODELNET10_CLASSES = (

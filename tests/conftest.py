@@ -40,7 +40,7 @@ def train(*, data, seed):
 def square(*, x):
     """Leave a mark for every computation, in the folder that MARKS names."""
     if "MARKS" in os.environ:
-        with open(Path(os.environ["MARKS"]) / str(x), "a") as file:
+        with open(Path(os.environ["MARKS"]) / str(x), "a", encoding="utf-8") as file:
             file.write("computed\\n")
     return {"square": x * x}
 

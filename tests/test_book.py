@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import subprocess
 import sys
@@ -50,7 +52,7 @@ def result(path: Path, source: str = EXACT) -> str:
 
 
 def without_measured(path: Path) -> str:
-    return path.read_text().replace(result(path, MEASURED), "measured")
+    return path.read_text(encoding="utf-8").replace(result(path, MEASURED), "measured")
 
 
 def test_a_run_leaves_the_chapter_alone_and_adds_no_cell(chapter: Path, tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_other_parameters_reach_the_cells(chapter: Path, tmp_path: Path) -> None
     ("arguments", "choices"),
     [
         ({"parameters": {"sed": 1}}, "choose one of profile, seed"),
-        ({"profile": "fast"}, "choose one of quick, standard, paper"),
+        ({"profile": "fast"}, "choose one of quick, standard, gpu, paper"),
         ({"name": "00_shrt"}, "choose one of 00_short"),
     ],
 )
@@ -123,7 +125,8 @@ def test_nbval_fails_when_one_stored_output_of_an_exact_cell_changes(
 ) -> None:
     book.refresh_chapter("00_short")
     copy = tmp_path / "copy.ipynb"
-    copy.write_text(chapter.read_text().replace('"10"', '"11"'))
+    stored = chapter.read_text(encoding="utf-8")
+    copy.write_text(stored.replace('"10"', '"11"'), encoding="utf-8")
     assert book.check_chapters(["00_short"]) == 0
     capfd.readouterr()
     assert book.check_chapters([copy]) == 1
@@ -145,16 +148,184 @@ def test_a_home_that_cannot_be_written_is_enough(chapter: Path, tmp_path: Path) 
         env=environment,
         cwd=tmp_path,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
-    assert (tmp_path / "cache" / "notebooks" / "matplotlib").is_dir()
+    assert (tmp_path / "cache" / f"notebooks-{os.getuid()}" / "matplotlib").is_dir()
+
+
+ODD = "a b [c] {d} é 漢 $HOME ~"  # a folder as somebody else names it
+WHERE = 'import os\n\n[os.environ[f"JAHS_{name}"] for name in ("BOOK", "CACHE", "DATA")]'
+
+
+def test_folders_of_any_name_reach_notebooks_and_checks(
+    chapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_cell(chapter, WHERE)
+    odd = tmp_path / ODD / "book"
+    odd.mkdir(parents=True)
+    chapter.parent.rename(odd / "chapters")
+    monkeypatch.chdir(odd.parent)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("JAHS_BOOK", "book")
+    monkeypatch.setenv("JAHS_CACHE", f"~/{ODD}/cache")
+    monkeypatch.setenv("JAHS_DATA", "../data")
+    book.run_chapter("00_short", Path("~") / ODD / "ran {seed}.ipynb", parameters={"seed": 7})
+    ran = odd.parent / "ran {seed}.ipynb"
+    assert result(ran) == "17"
+    told = [str(odd), str(odd.parent / "cache"), f"{odd.parent}/../data"]
+    assert ast.literal_eval(result(ran, WHERE)) == told
+    book.refresh_chapter("00_short")
+    assert book.check_chapters() == 0
+    assert sorted(os.listdir(odd.parent)) == ["book", "cache", "ran {seed}.ipynb"]
+
+
+def test_a_notebook_of_another_system_is_read_without_a_remark(
+    chapter: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """With a byte-order mark, line ends of Windows and cells without ids."""
+    book.refresh_chapter("00_short")
+    notebook = json.loads(chapter.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        del cell["id"]
+        cell["source"] = "".join(cell["source"]).replace("\n", "\r\n")
+    foreign = json.dumps(notebook, indent=1).replace("\n", "\r\n")
+    chapter.write_bytes(foreign.encode("utf-8-sig"))
+    capfd.readouterr()
+    assert book.check_chapters() == 0
+    book.run_chapter("00_short", tmp_path / "ran.ipynb", parameters={"seed": 7})
+    assert result(tmp_path / "ran.ipynb") == "17"
+    printed = "".join(capfd.readouterr())
+    assert "warning" not in printed.lower()
+    assert not [w for w in recwarn if "id" in str(w.message)]
+
+
+def test_the_c_locale_without_utf_8_mode_is_enough(chapter: Path, tmp_path: Path) -> None:
+    add_cell(chapter, "print('91.4 ± 0.2')\nopen('é.txt', 'w').write('±') and None")
+    odd = tmp_path / "é"
+    odd.mkdir()
+    chapter.parent.rename(odd / "chapters")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "JAHS_BOOK": str(odd)}
+    command = [sys.executable, "-m", "jahs_utils.cli", "run", "00_short", "--out", "ü.ipynb"]
+    done = subprocess.run(
+        command, env=os.environ | plain, cwd=odd, capture_output=True, encoding="utf-8"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ü.ipynb (")
+    assert "91.4 ± 0.2" in (odd / "ü.ipynb").read_text(encoding="utf-8")
+    assert (odd / "chapters" / "é.txt").read_text(encoding="utf-8") == "±"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    chapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAHS_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ValueError, match=r"^cannot write to [^\n]* in JAHS_CACHE$"):
+        book.check_chapters()
+
+
+@pytest.mark.parametrize("out", ["ran.txt", "folder", "chapters/00_short.ipynb"])
+def test_only_another_notebook_is_written(chapter: Path, tmp_path: Path, out: str) -> None:
+    before = chapter.read_bytes()
+    with pytest.raises(ValueError, match=r"^out must be [^\n]*NAME\.ipynb, got [^\n]*$"):
+        book.run_chapter("00_short", tmp_path / out)
+    assert chapter.read_bytes() == before
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+DEFAULTS = """
+# profile = "not this one"
+profile = "quick"; seed = 0
+text = "a = b"
+rate: float = 0.1
+exact = True
+sizes = [
+    8,
+    8,
+]
+anything = None
+computed = 2 * len(sizes)
+"""
+
+
+@pytest.fixture
+def many(chapter: Path) -> Path:
+    """The chapter with defaults of every kind."""
+    notebook = nbformat.read(chapter, as_version=4)
+    notebook.cells[1].source = DEFAULTS.strip()
+    nbformat.write(notebook, chapter)
+    return chapter
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("seed", 3),
+        ("rate", 1),
+        ("rate", 1e-3),
+        ("exact", False),
+        ("text", "c=d"),
+        ("sizes", [4]),
+        ("anything", 3),
+        ("anything", "no"),
+        ("computed", [1]),
+    ],
+)
+def test_a_value_of_the_defaults_type_is_taken(many: Path, parameter: str, value: object) -> None:
+    changed = book.chapter_parameters("00_short", {parameter: value})
+    assert changed == {parameter: value}
+    assert type(changed[parameter]) is (float if parameter == "rate" else type(value))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("seed", "1e"),
+        ("seed", "010"),
+        ("seed", "12:30"),
+        ("seed", 1.0),
+        ("seed", True),
+        ("seed", None),
+        ("exact", "no"),
+        ("exact", 0),
+        ("rate", "fast"),
+        ("rate", float("inf")),
+        ("rate", float("nan")),
+        ("text", 1),
+        ("sizes", (4, 4)),
+        ("sizes", 4),
+        ("seed", list(range(1000))),
+        ("text", [["x"] * 1000] * 1000),
+        ("profile", 1),
+    ],
+)
+def test_a_value_of_another_type_is_one_line_with_the_way_out(
+    many: Path, parameter: str, value: object
+) -> None:
+    with pytest.raises(ValueError, match=rf"^{parameter} of 00_short [^\n]*$") as caught:
+        book.chapter_parameters("00_short", {parameter: value})
+    assert len(str(caught.value)) <= 200
+
+
+def test_every_assignment_of_the_parameter_cell_is_known(many: Path) -> None:
+    with pytest.raises(ValueError, match="choose one of profile, seed, text, rate, exact, sizes, "):
+        book.chapter_parameters("00_short", {"x": 1})
+
+
+def test_a_value_that_is_the_default_adds_no_cell(many: Path) -> None:
+    same = {"text": "a = b", "sizes": [8, 8], "anything": None, "profile": "quick"}
+    assert book.chapter_parameters("00_short", same) == {}
 
 
 def test_a_page_without_a_place_for_its_table_is_an_error(tmp_path: Path) -> None:
     page = tmp_path / "speed.md"
-    page.write_text("# Speed\n")
+    page.write_text("# Speed\n", encoding="utf-8")
     with pytest.raises(book.BookError, match=r"speed\.md has no line <!-- speed-table -->"):
         book._fill_in(page, "<!-- speed-table -->", "speed_markdown")
 
@@ -166,7 +337,7 @@ def test_unknown_parameters_stop_a_build_before_it_starts(chapter: Path, tmp_pat
 
 
 def test_every_chapter_is_in_the_table_of_contents() -> None:
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     listed = [page["file"] for part in toc["parts"] for page in part["chapters"]]
     assert [f for f in listed if f.startswith("chapters/")] == [
         f"chapters/{name}" for name in chapter_names()

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -1921,3 +1922,105 @@ def test_the_z_test_needs_two_values_of_each(few_values):
     for samples_ in ((few_values, [0.1, 0.2]), ([0.1, 0.2], few_values)):
         with pytest.raises(ValueError, match=re.escape(f"two values at least, got {few_values}")):
             chapter.z_test(*samples_)
+
+
+# --- tables for claims ----------------------------------------------------------------------------
+
+
+def test_a_table_of_growth_says_when_and_how_much_was_added():
+    row = {
+        "q": 0.8,
+        "channels": [10, 14],
+        "grown_steps": [0, 10, 30],
+        "grown_widths": [[8, 8], [8, 11], [10, 14]],
+        "halted": True,
+        "epochs": 2,
+        "rank_steps": [1, 20, 40],
+        "eranks": [[4, 6], [4.4, 5.5], [5, 9]],
+        "epsilon_ranks": [[8, 7], [8, 9], [6, 12]],
+    }
+    table = chapter.growth_table(pd.DataFrame([row, row | {"halted": False}]))
+    first, second = table.iloc[0], table.iloc[1]
+    assert first["slack"] == pytest.approx(0.2)
+    assert (first["width_1"], first["width_2"], first["last_growth"]) == (10, 14, 30)
+    assert first["limit_step"] == 30
+    assert math.isnan(second["limit_step"])
+    assert first["first_epoch"] == 3 / 8  # 3 of 8 neurons until step 20
+    assert (first["r_1"], first["r_2"]) == pytest.approx((4.4 / 8, 5.5 / 11))
+    assert (first["erank_change"], first["epsilon_change"]) == (1, -2)
+    # floor(8 - 0.9 * 8) and floor(8 - 0.9 * 7)
+    assert first["could_add"] == 1
+
+
+def test_a_table_of_growth_leaves_out_what_does_not_grow():
+    growing = {"grown_steps": [0, 10], "grown_widths": [[8], [9]], "channels": [9], "halted": False}
+    static = dict.fromkeys(growing, math.nan)
+    table = chapter.growth_table(pd.DataFrame([static, growing]))
+    assert table["last_growth"].tolist() == [10]
+
+
+def test_a_table_of_searches_counts_what_was_too_large_and_the_incumbents_size():
+    static = {"learning_rate": 0.1, "conv_layers": 3, "fc_layers": 0}
+    static |= {"channels_1": 16, "channels_2": 32, "channels_3": 64}
+    rows = [
+        {"incumbent": json.dumps(static), "losses": [0.2, 1.5, 7.0, 0.1]},
+        {"incumbent": json.dumps(FOUND), "losses": [0.3, 0.2]},
+    ]
+    table = chapter.search_table(pd.DataFrame(rows))
+    assert table["too_large"].tolist() == [0.5, 0]
+    assert table["parameters"][0] == 29_178
+    assert math.isnan(table["parameters"][1])
+    assert table["q_conv"][1] == FOUND["q_conv"]
+
+
+def test_every_recorded_pace_has_a_name():
+    keys = chapter.EXPERIMENTS["paced"].keys("standard")
+    table = chapter.pace_table(pd.DataFrame(keys))
+    assert set(table["pace"]) == set(chapter.PACE_NAMES.values())
+    assert set(table[table["growth"] == "early"]["pace"]) == {"early"}
+
+
+def test_paces_without_variants_have_names_too():
+    table = chapter.pace_table(pd.DataFrame([{"growth": "slow"}]))
+    assert table["pace"].tolist() == ["slow"]
+
+
+def test_scores_are_compared_on_a_trained_layer():
+    key = {"data": MINI, "place": "output", "steps": 3, "seed": 0}
+    found = chapter.compare_scores(**key)
+    assert 0 <= found["same_best"] <= 10
+    assert 0 <= found["same_best_share"] <= 10
+    shares = {name: value for name, value in found.items() if "_with_" in name}
+    assert all(-1 <= value <= 1 for value in shares.values())
+    # what is a length goes with the length more than what is an angle
+    assert found["residual_with_length"] > found["share_with_length"]
+    assert found["svd_seconds"] > found["residual_seconds"] > 0
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+WRONG_NUMBERS = {
+    "rank": lambda: chapter.neurons_to_add_epsilon(NAN, 8, 8, 8),
+    "first_rank": lambda: chapter.neurons_to_add_epsilon(8, -1, 8, 8),
+    "n": lambda: chapter.neurons_to_add(0.5, NAN, 0.5),
+    "q": lambda: chapter.neurons_to_add(0.5, 8, "high"),
+    "the relative erank": lambda: chapter.neurons_to_add(None, 8, 0.5),
+    "epsilon": lambda: chapter.epsilon_rank(torch.ones(3, 2), NAN),
+    "k": lambda: chapter.select_candidates(torch.ones(3, 2), torch.ones(3, 4), 1.5),
+    "every": lambda: chapter.Grow(chapter.EffectiveRank(0.5), every=2.5),
+    "widest": lambda: chapter.Grow(chapter.EffectiveRank(0.5), widest=-1),
+    "steps": lambda: chapter.GrowTo([8], [9], "slow", 60.5),
+    "fold": lambda: chapter.train_growing(**GROWING | {"fold": 7}),
+    "epochs": lambda: chapter.train_growing(**GROWING | {"epochs": NAN}),
+    "trials": lambda: chapter.search_space(**SEARCH | {"trials": 0.5}),
+    "values": lambda: chapter.z_test([0.1, NAN], [0.1, 0.2]),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_NUMBERS)
+def test_numbers_that_cannot_be_are_refused_in_one_line(what):
+    with pytest.raises(ValueError, match=f"^{what} ") as caught:
+        WRONG_NUMBERS[what]()
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 120

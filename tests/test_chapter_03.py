@@ -18,6 +18,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given
@@ -1673,7 +1674,7 @@ def test_two_processes_share_a_climb(tmp_path, alone):
         cwd=Path(__file__).parent,
         env=environment,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     try:
         while not (tmp_path / "ready").exists():
@@ -1933,6 +1934,100 @@ def test_half_of_the_layers_of_the_vanilla_model_are_convolutions():
     assert shares == {"conv": 0.5, "separable": 0, "merge": 0, "other": 0.5}
 
 
+# --- tables of recorded rows ----------------------------------------------------------------------
+
+
+@given(starts(), SEEDS, st.integers(0, 8))
+@few(10)
+def test_layers_are_counted_as_the_report_counts_them(start, seed, n):
+    network = ready(start, seed, n)
+    network.history = ("insert convolution", *network.history)
+    row = {"method": "SH", "seed": 0, "accuracy": 0.9, "architecture": chapter.describe(network)}
+    (counted,) = chapter.count_layers(pd.DataFrame([row])).to_dict("records")
+    kinds = Counter(type(network[k]).__name__ for k in network.inputs)
+    blocks = 3 * (kinds["Conv2d"] + kinds["SeparableConv"])
+    joins = kinds["Concat"] + kinds["ConvexSum"]
+    total = blocks + joins + kinds["MaxPool2d"] + 1
+    assert counted["convolution"] + counted["separable"] == pytest.approx(100 * blocks / total)
+    assert counted["merge"] == pytest.approx(100 * joins / total)
+    splits = network.history.count("split convolution")
+    assert counted["split"] == pytest.approx(100 * splits / total)
+
+
+def test_the_better_networks_of_a_method_are_above_its_median():
+    architecture = chapter.describe(digits_network())
+    accuracies = {"NASH": [0.8, 0.9], "SH": [0.1, 0.2, 0.3]}
+    rows = [
+        {"method": method, "seed": k, "accuracy": accuracy, "architecture": architecture}
+        for method, values in accuracies.items()
+        for k, accuracy in enumerate(values)
+    ]
+    better = chapter.count_layers(pd.DataFrame(rows))["better"]
+    assert better.tolist() == [False, True, False, False, True]
+
+
+def test_the_table_of_steps_follows_winners_and_counts_their_epochs(climbed):
+    rows = pd.DataFrame([climbed | {"method": "SHR", "seed": 1}])
+    (step,) = chapter.step_table(rows).to_dict("records")
+    children = json.loads(climbed["children"])
+    (winner,) = [c for c in children if c["won"] and c["step"] == 1]
+    born = [c for c in children if c["step"] == 1]
+    assert step["parent"] == pytest.approx(100 * children[0]["accuracies"][-1])
+    assert step["best"] == pytest.approx(100 * winner["accuracies"][-1])
+    assert step["lineage"] == pytest.approx(0.01 * (20 + 75))
+    assert step["first"] == pytest.approx(100 * np.mean([c["accuracies"][0] for c in born]))
+    sizes = {
+        out: stats.gmean([c["parameters"] for c in born if (len(c["accuracies"]) == 1) == out])
+        for out in (True, False)
+    }
+    assert step["out_larger"] == pytest.approx(100 * (sizes[True] / sizes[False] - 1))
+
+
+def test_the_table_of_races_knows_who_should_have_won():
+    race = {
+        "method": "SH",
+        "seed": 0,
+        "step": [1, 1, 1],
+        "parameters": [10, 20, 30],
+        "accuracies": [[0.5, 0.6], [0.4, 0.7], [0.3, 0.8]],
+        "won": [False, True, False],
+    }
+    (found,) = chapter.race_table(pd.DataFrame([race])).to_dict("records")
+    assert (found["right"], found["place"]) == (False, 3)
+    assert found["lost"] == pytest.approx(10)
+    assert found["agreement"] == found["size_first"] == pytest.approx(-1)
+    assert found["size_last"] == pytest.approx(1)
+
+
+def test_the_ends_of_rungs_have_drops():
+    accuracies = [0.5, 0.4, 0.6, 0.55, 0.6, 0.6, 0.7] + 8 * [0.75]
+    row = {"method": "SHR", "seed": 0, "scale": 0.2, "parent": 0.45, "accuracies": accuracies}
+    found = chapter.rung_ends(pd.DataFrame([row | {"epochs": list(range(1, 16))}]))
+    assert found["drop"].tolist() == pytest.approx([10, 5, -5])
+    assert found["gap"].tolist() == pytest.approx(3 * [5])
+    assert found["last"].tolist() == pytest.approx(3 * [75])
+
+
+AUGMENTATION = {"data": "digits", "seed": 1, "widths": [4, 4, 4], "lr": 0.05, "epochs": 0.2}
+
+
+@pytest.mark.parametrize("added", [[], ["cutout"], ["mixup", "shift"]], ids=str)
+def test_a_vanilla_model_is_trained_with_flips_and_what_is_added(added):
+    with counted_fits() as done:
+        found = chapter.train_augmented(**AUGMENTATION, added=added)
+    (options,) = done
+    crop, cutout = 4 * ("shift" in added), 16 * ("cutout" in added)
+    assert options["augment"].keywords == {"flip": True, "crop": crop, "cutout": cutout}
+    assert options["mixup"] == ("mixup" in added)
+    assert found["count"] == len(added)
+    assert 0 < found["accuracy"] <= 1
+
+
+def test_an_unknown_augmentation_is_refused():
+    with pytest.raises(ValueError, match=r"unknown augmentation 'cutuot'.*did you mean 'cutout'"):
+        chapter.train_augmented(**AUGMENTATION, added=["cutuot"])
+
+
 # --- grids ----------------------------------------------------------------------------------------
 
 GRIDS = grids_of(chapter)
@@ -1960,7 +2055,8 @@ def test_the_quick_grids_take_the_small_images():
 
 
 @pytest.mark.parametrize(
-    ("profile", "data", "seeds"), [("standard", "fashion_mnist", 4), ("paper", "cifar10", 8)]
+    ("profile", "data", "seeds"),
+    [("standard", "fashion_mnist", 4), ("gpu", "cifar10", 4), ("paper", "cifar10", 8)],
 )
 def test_the_four_methods_of_the_slides_climb_from_as_many_seeds(profile, data, seeds):
     keys = chapter.EXPERIMENTS["climb"].keys(profile)

@@ -63,7 +63,8 @@ def test_a_traceback_shows_the_chapters_line(book):
 def test_a_traceback_shows_what_runs_when_the_notebook_was_edited_meanwhile(book):
     module = load_chapter("90_small")
     path = chapter_path("90_small")
-    path.write_text(path.read_text().replace("import signal", "import signal\\n\\n\\n"))
+    text = path.read_text(encoding="utf-8").replace("import signal", "import signal\\n\\n\\n")
+    path.write_text(text, encoding="utf-8")
     assert '    raise RuntimeError("one is\\nnot allowed")' in trace_of_failure(module)
 
 
@@ -227,6 +228,6 @@ def test_the_version_is_the_same_in_another_process(book):
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONHASHSEED": "7"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.stdout.strip() == here, done.stderr

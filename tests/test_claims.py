@@ -400,7 +400,7 @@ def test_every_benchmark_has_its_place_on_the_speed_page(tmp_path, monkeypatch):
         metrics = {"columns": ["one", "ms"], "table": [[f"a {name}", "1"]], "versions": "smac 3"}
         whole = row(0.9) | {"key": {"kind": "cpu"}, "metrics": metrics, "versions": VERSIONS}
         path = tmp_path / "results" / "benchmarks" / f"{name}.jsonl"
-        path.write_text(json.dumps(whole) + "\n")
+        path.write_text(json.dumps(whole) + "\n", encoding="utf-8")
     page = speed_markdown()
     places = [page.index(text) for text in ("## Training", "a training", "## Search", "a search")]
     assert places == sorted(places)

@@ -31,7 +31,7 @@ def jahs(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "choices"),
     [
-        (["run", "00_training", "--profile", "fast"], "quick, standard, paper"),
+        (["run", "00_training", "--profile", "fast"], "quick, standard, gpu, paper"),
         (["run", "01_trainin"], "00_training"),
         (["run", "00_training", "--set", "sead=1"], "seed"),
         (["experiment", "run", "00_training/jont_grid"], "joint_grid"),
@@ -41,7 +41,7 @@ def jahs(monkeypatch, capsys):
         (["record", "--profile", "fast"], "quick, standard, gpu, paper"),
         (["record", "00_training/jont_grid"], "joint_grid"),
         (["record", "--limit-seconds", "-1"], "at least 0"),
-        (["record", "--limit-seconds", "ten"], "ten"),
+        (["record", "--limit-seconds", "ten"], "--limit-seconds"),
         (["experiment", "show", "00_training/baseline", "--profile", "quick"], "standard, paper"),
         (["data", "import", "no-such-file.npz"], "no-such-file.npz"),
         (["no-such-command"], "no-such-command"),
@@ -80,14 +80,51 @@ def test_recorded_rows_are_shown_with_their_code_version(jahs):
     assert "20 rows, 0 of them computed by older code" in shown
 
 
-def test_values_of_parameters_are_read_as_yaml():
-    parsed = _parse(["seed=1", "lr=0.1", "channels=[8, 8]", "name=abc"])
-    assert parsed == {"seed": 1, "lr": 0.1, "channels": [8, 8], "name": "abc"}
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("-1", -1),
+        ("1e-3", 1e-3),
+        ("[8, 8]", [8, 8]),
+        (" 0.1 ", 0.1),
+        ("True", True),
+        ("None", None),
+        ('"1"', "1"),
+        ("a=b", "a=b"),
+        ("", ""),
+        # what YAML takes for 8, False, 750 and a dict
+        ("010", "010"),
+        ("no", "no"),
+        ("12:30", "12:30"),
+        ("a: b", "a: b"),
+        ("__import__('os').getpid()", "__import__('os').getpid()"),
+        ("(" * 5000, "(" * 5000),
+    ],
+)
+def test_values_of_parameters_are_literals_of_python_or_text(text, value):
+    parsed = _parse([f"name={text}"])["name"]
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
-def test_a_value_that_would_run_code_is_refused():
-    with pytest.raises(Exception, match="could not determine a constructor"):
-        _parse(["seed=!!python/object/apply:os.getpid []"])
+def test_a_value_of_another_type_ends_with_status_2_and_one_line(jahs):
+    done = jahs("run", "00_training", "--set", "seed=no")
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert "seed of 00_training is of type int, got 'no' of type str" in done.err
+
+
+@pytest.mark.parametrize("variable", ["JAHS_CACHE", "JAHS_DATA", "JAHS_BOOK"])
+def test_a_home_that_does_not_exist_ends_with_status_2_and_one_line(jahs, variable, monkeypatch):
+    monkeypatch.setenv(variable, "~nobody-of-this-name/jahs")
+    done = jahs("doctor")
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert variable in done.err
+
+
+def test_a_folder_for_a_file_ends_with_status_2_and_one_line(jahs, tmp_path):
+    done = jahs("data", "import", str(tmp_path))
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert str(tmp_path) in done.err
 
 
 def test_the_installed_command_reports_a_typo_without_loading_torch():
@@ -95,5 +132,5 @@ def test_the_installed_command_reports_a_typo_without_loading_torch():
         "import sys; from jahs_utils.cli import main; sys.argv[1:] = ['run', '00_trainin']\n"
         "try: main()\nfinally: print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stdout.strip()) == (2, "False")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jahs_utils import device as device_module
-from jahs_utils.checks import one_of, positive, whole
+from jahs_utils.checks import named_folder, one_of, positive, whole, writable_folder
 from jahs_utils.device import (
     NumberFormat,
     cache_folder,
@@ -71,6 +71,76 @@ def test_the_cache_folder_is_the_named_one(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "named"
 
 
+@pytest.mark.parametrize(
+    ("named", "folder"),
+    [
+        ("~", "{home}"),
+        ("~/a b [c] {d} é", "{home}/a b [c] {{d}} é"),
+        ("data", "{here}/data"),
+        ("./~", "{here}/~"),
+        ("/x/../y", "/x/../y"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["JAHS_CACHE", "JAHS_DATA", "JAHS_BOOK"])
+def test_a_named_folder_is_absolute_from_its_first_use(
+    variable, named, folder, monkeypatch, tmp_path
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(variable, named)
+    monkeypatch.chdir(here)
+    wanted = folder.format(home=tmp_path, here=here)
+    assert str(named_folder(variable)) == wanted
+    monkeypatch.chdir("/")
+    assert str(named_folder(variable)) == os.environ[variable] == wanted
+
+
+@pytest.mark.parametrize("named", ["", None])
+def test_an_empty_name_is_no_folder(named, monkeypatch):
+    monkeypatch.setenv("JAHS_DATA", "")
+    if named is None:
+        monkeypatch.delenv("JAHS_DATA")
+    assert named_folder("JAHS_DATA") is None
+
+
+def test_a_folder_in_the_place_of_another_users_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(
+        ValueError, match=r"^cannot write to [^\n]*\(no permission\)[^\n]* JAHS_CACHE$"
+    ):
+        writable_folder(tmp_path / "cache")
+
+
+@pytest.fixture
+def quick_choice(fresh_cache, monkeypatch):
+    plain = NumberFormat("float32", False)
+    monkeypatch.setattr(device_module, "measure_formats", lambda _: {plain: 0.0})
+    return fresh_cache
+
+
+def test_others_may_read_what_is_remembered(quick_choice):
+    before = os.umask(0o027)
+    try:
+        fastest_format(CPU)
+    finally:
+        os.umask(before)
+    (path,) = (quick_choice / "number_format").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_another_user_has_remembered_and_closed_is_measured_here(quick_choice, monkeypatch):
+    fastest_format(CPU)
+    (path,) = (quick_choice / "number_format").iterdir()
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(path), "read_text", refuse)
+    assert isinstance(fastest_format(CPU), NumberFormat)
+    assert [*path.parent.iterdir()] == [path]
+
+
 def test_seconds_per_call_leaves_out_the_two_warm_up_calls():
     calls = []
 
@@ -98,21 +168,21 @@ def test_a_format_is_measured_inside_modes_without_gradients(mode, fresh_cache):
 def test_the_remembered_format_is_used_without_measuring(fresh_cache):
     fastest_format(CPU)
     (path,) = (fresh_cache / "number_format").iterdir()
-    path.write_text('{"precision": "bfloat16", "channels_last": false}')
+    path.write_text('{"precision": "bfloat16", "channels_last": false}', "utf-8")
     assert fastest_format(CPU) == NumberFormat("bfloat16", False)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"precision": "float8"}', "{torn"])
 def test_a_damaged_memory_is_not_a_format(content, tmp_path):
     path = tmp_path / "format.json"
-    path.write_text(content)
+    path.write_text(content, "utf-8")
     assert device_module._read_format(path) is None
 
 
 def test_measuring_again_replaces_the_memory(fresh_cache):
     fastest_format(CPU)
     (path,) = (fresh_cache / "number_format").iterdir()
-    path.write_text('{"precision": "bfloat16", "channels_last": "torn')
+    path.write_text('{"precision": "bfloat16", "channels_last": "torn', "utf-8")
     measured = fastest_format(CPU, measure=True)
     assert device_module._read_format(path) == measured
 
@@ -125,7 +195,7 @@ def test_another_process_uses_the_remembered_format(cached_format):
     )
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8"
     )
     assert done.stdout.strip() == str(tuple(cached_format)), done.stderr
 
@@ -149,6 +219,19 @@ def test_a_close_name_is_suggested():
 def test_no_choices_are_said_to_be_none():
     with pytest.raises(ValueError, match="choose one of none"):
         one_of("x", [], "experiment")
+
+
+@pytest.mark.parametrize("value", [["x"], None, 3, np.zeros(1000), "x" * 10_000, ["x"] * 10_000])
+def test_what_is_no_name_is_one_short_line_with_the_choices(value):
+    with pytest.raises(ValueError, match=r"^unknown schedule [^\n]* choose one of a, b$") as caught:
+        one_of(value, ["a", "b"], "schedule")
+    assert len(str(caught.value)) <= 200
+
+
+def test_many_choices_are_cut():
+    with pytest.raises(ValueError, match=r"choose one of a0, a1, [^\n]* \.\.\.$") as caught:
+        one_of("x" * 500, [f"a{k}" for k in range(1000)], "column")
+    assert len(str(caught.value)) <= 200
 
 
 @given(st.one_of(st.integers(1), st.floats(1e-300, 1e300)))

@@ -27,6 +27,7 @@ from jahs_utils.experiments import (
     grid,
     key_id,
     read_results,
+    recorded_costs,
     results_path,
     run_experiment,
 )
@@ -41,7 +42,7 @@ def keys(name: str) -> list[int]:
 
 
 def lines(name: str) -> list[dict]:
-    text = results(name).path.read_text()
+    text = results(name).path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -55,7 +56,9 @@ def marks(tmp_path, monkeypatch):
 
 
 def times_computed(folder: Path) -> Counter:
-    return Counter({int(path.name): len(path.read_text().split()) for path in folder.iterdir()})
+    return Counter(
+        {int(path.name): len(path.read_text(encoding="utf-8").split()) for path in folder.iterdir()}
+    )
 
 
 def start_run(name: str) -> subprocess.Popen:
@@ -168,7 +171,7 @@ def test_a_line_that_is_not_a_row_is_named_by_file_and_number(wrong, book):
     run_experiment("90_small/square", "quick")
     damage, complaint = WRONG_LINES[wrong]
     path = results("square").path
-    whole = path.read_text().splitlines()
+    whole = path.read_text(encoding="utf-8").splitlines()
     whole.insert(2, damage(json.loads(whole[1])))
     path.write_text("\n".join(whole) + "\n", "utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
@@ -411,7 +414,8 @@ def test_results_are_sorted_by_key_whatever_the_order_of_the_rows(book):
     run_experiment("90_small/square", "quick")
     before = read_results("90_small", "square", "quick")
     path = results("square").path
-    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(reversed(lines)), encoding="utf-8")
     pd.testing.assert_frame_equal(read_results("90_small", "square", "quick"), before)
 
 
@@ -465,16 +469,16 @@ def cluster_run(make_book, tmp_path_factory):
         "    print(s.ok, s.failed, s.left, s.reason)\n"
     )
     script = root / "run.py"
-    script.write_text(code)
+    script.write_text(code, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAHS_BOOK", str(root))
         file = results("killing")
-        with file.claim({"x": 4}), open(log, "w") as stream:
+        with file.claim({"x": 4}), open(log, "w", encoding="utf-8") as stream:
             done = subprocess.run(
                 [sys.executable, str(script)],
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                text=True,
+                encoding="utf-8",
                 env=dict(os.environ),
                 timeout=240,
             )
@@ -486,7 +490,7 @@ def cluster_run(make_book, tmp_path_factory):
         book.forget("90_small")
     return {
         "printed": done.stdout,
-        "log": log.read_text(),
+        "log": log.read_text(encoding="utf-8"),
         "rows": {row.key["x"]: row for row in file.rows()},
         "expected": expected,
     }
@@ -512,3 +516,19 @@ def test_a_cluster_does_not_log_its_comings_and_goings(cluster_run):
     log = cluster_run["log"]
     assert " - INFO - " not in log
     assert " - WARNING - " not in log
+
+
+def test_the_checksum_of_rows_changes_with_a_metric_and_not_with_time_or_order(book):
+    run_experiment("90_small/square", "quick")
+    path = results_path("90_small", "square", "quick")
+    checksum = recorded_costs("90_small")["checksum"][0]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def rewritten(rows):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(text, encoding="utf-8")
+        return recorded_costs("90_small")["checksum"][0]
+
+    assert rewritten([line | {"wall_seconds": 9.0} for line in reversed(lines)]) == checksum
+    lines[0]["metrics"]["square"] += 1
+    assert rewritten(lines) != checksum

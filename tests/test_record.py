@@ -10,10 +10,13 @@ import subprocess
 import sys
 import tarfile
 import time
+import types
 import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import pytest_itemcollected
+from test_train import needs_cuda as NEEDED
 
 from jahs_utils import record as recording
 from jahs_utils.experiments import Results, Row, results_path, run_experiment
@@ -593,11 +596,6 @@ def test_the_script_refuses_what_it_does_not_know_in_one_line(arguments):
 
 
 def test_tests_that_need_cuda_are_found_by_that_name():
-    listed = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/test_train.py", "--collect-only", "-k", "cuda"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout
-    assert "test_augmentation_is_drawn_anew_in_every_captured_step" in listed
-    assert "test_a_step_is_captured_again_after_growth" in listed
+    item = types.SimpleNamespace(extra_keyword_matches=set(), iter_markers=lambda _: [NEEDED.mark])
+    pytest_itemcollected(item)
+    assert item.extra_keyword_matches == {"cuda"}

@@ -1,6 +1,7 @@
 """Evaluations that are counted and survive anything, and the search by SMAC."""
 
 import ctypes
+import dataclasses
 import inspect
 import json
 import logging
@@ -19,6 +20,7 @@ import psutil
 import pytest
 import torch
 from ConfigSpace import (
+    AndConjunction,
     Categorical,
     Configuration,
     ConfigurationSpace,
@@ -28,9 +30,10 @@ from ConfigSpace import (
     ForbiddenAndConjunction,
     ForbiddenEqualsClause,
     Integer,
+    OrConjunction,
 )
 
-from jahs_utils.search import Evaluator, OutOfBudget, Trial, best, smac_search
+from jahs_utils.search import Evaluator, OutOfBudget, Trial, _costs, best, smac_search
 
 # Functions of this file reach processes as those of notebooks do, and without importing it there.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -61,12 +64,12 @@ def gone(pid: int, patience: float = 30) -> bool:
 
 
 def run_script(path: Path, code: str, **environment: str) -> subprocess.CompletedProcess:
-    path.write_text(code)
+    path.write_text(code, encoding="utf-8")
     return subprocess.run(
         [sys.executable, path],
         env=os.environ | environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
     )
 
@@ -251,7 +254,7 @@ def test_a_journal_answers_the_same_calls_without_an_evaluation(journal):
     assert again[:3] == first.trials
     assert calls == CALLS[3:]
     assert second.spent == first.spent + 3
-    assert len(journal.read_text().splitlines()) == 4
+    assert len(journal.read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_failures_are_null_in_a_journal_of_valid_json(journal):
@@ -260,7 +263,7 @@ def test_failures_are_null_in_a_journal_of_valid_json(journal):
     def no_constant(name):
         raise AssertionError(name)
 
-    (line,) = journal.read_text().splitlines()
+    (line,) = journal.read_text(encoding="utf-8").splitlines()
     assert json.loads(line, parse_constant=no_constant)["loss"] is None
 
 
@@ -274,7 +277,12 @@ def test_a_torn_last_line_is_evaluated_again(cut, journal):
     for call in CALLS:
         second(*call)
     assert calls == CALLS[2:]
-    assert [json.loads(line)["config"].get("x") for line in journal.open()] == [0.5, 1 / 3, None, 2]
+    assert [json.loads(line)["config"].get("x") for line in journal.open(encoding="utf-8")] == [
+        0.5,
+        1 / 3,
+        None,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("call", [({"x": 0.25}, 1), ({"x": 0.5}, 2)])
@@ -290,7 +298,7 @@ def test_another_call_than_the_recorded_one_is_refused(call, journal):
 @pytest.mark.parametrize("line", ["{", "[1]", '{"loss": 1}', "null"])
 def test_a_line_that_is_not_a_trial_is_named(line, journal):
     Evaluator(quadratic, journal=journal)({"x": 0.5}, 1)
-    with open(journal, "a") as file:
+    with open(journal, "a", encoding="utf-8") as file:
         file.write(line + "\n")
     with pytest.raises(ValueError, match="line 2: not a trial"):
         Evaluator(quadratic, journal=journal)
@@ -418,8 +426,10 @@ def test_a_script_may_define_the_function_and_leave_the_evaluator_open(tmp_path)
 @pytest.mark.parametrize(("when", "before"), [("load", ""), ("evaluate", "1.5\n")])
 def test_a_killed_search_takes_its_processes_with_it(when, before, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(IN_MAIN)
-    search = subprocess.Popen([sys.executable, script, when], stdout=subprocess.PIPE, text=True)
+    script.write_text(IN_MAIN, encoding="utf-8")
+    search = subprocess.Popen(
+        [sys.executable, script, when], stdout=subprocess.PIPE, encoding="utf-8"
+    )
     with search:
         assert not before or search.stdout.readline() == before
         pid = int(search.stdout.readline())
@@ -604,6 +614,11 @@ def test_no_trial_is_made_twice():
         pytest.param(lambda x: 1e9 if x < 0.5 else 2e9, id="equal-and-large"),
         pytest.param(lambda x: -1e9 if x < 0.5 else math.inf, id="negative-or-failed"),
         pytest.param(lambda x: 10 ** (60 * x - 30), id="far-apart"),
+        pytest.param(lambda x: 1e308 if x < 0.5 else math.nan, id="largest-or-failed"),
+        pytest.param(lambda x: x if x < 0.5 else 1e308, id="small-or-largest"),
+        pytest.param(
+            lambda x: -1e308 if x < 0.3 else 1e308 if x < 0.6 else math.nan, id="all-there-is"
+        ),
     ],
 )
 def test_any_losses_fit_the_model(loss, recwarn):
@@ -624,6 +639,38 @@ def test_failed_trials_are_not_promoted():
     failed = [trial.config for trial in trials if trial.error]
     assert len(failed) == 3
     assert all(trial.budget == 1 for trial in trials if trial.config in failed)
+
+
+@pytest.mark.parametrize("losses", [[1e308, None], [0.1, 1e308, None], [-1e308, 1e308, None]])
+def test_costs_are_finite_and_keep_their_order(losses):
+    trials = [Trial({}, 1, math.inf if x is None else x, 0.0, "died" * (x is None)) for x in losses]
+    costs = _costs([dataclasses.replace(t, error=t.error or None) for t in trials])
+    assert all(math.isfinite(cost) for cost in costs)
+    assert costs == sorted(costs)
+
+
+def test_costs_of_usual_losses_are_the_losses_with_failures_beyond_the_worst():
+    trials = [Trial({}, 1, 0.25, 0.0), Trial({}, 1, 0.75, 0.0), Trial({}, 1, math.inf, 0.0, "died")]
+    assert _costs(trials) == [0.25, 0.75, 1.25]
+
+
+def test_conditions_joined_by_and_for_one_child_and_by_or_for_another_are_searched():
+    a, b = Categorical("a", [0, 1, 2]), Categorical("b", [0, 1, 2])
+    both, either = Float("both", (0.0, 1.0)), Float("either", (0.0, 1.0))
+    space = ConfigurationSpace()
+    space.add(a, b, both, either)
+    space.add(
+        AndConjunction(EqualsCondition(both, a, 1), EqualsCondition(both, b, 1)),
+        OrConjunction(EqualsCondition(either, a, 1), EqualsCondition(either, b, 1)),
+    )
+
+    def loss(config, budget):
+        return config["a"] + config.get("both", 1) + config.get("either", 1)
+
+    trials = search(loss, space, trials=20)
+    assert len(trials) == 20
+    for trial in trials:
+        Configuration(space, trial.config).check_valid_configuration()
 
 
 def forbidden_space() -> ConfigurationSpace:
@@ -733,7 +780,7 @@ def marking(marks, last=100):
     """`mixed_loss`, with a line in the file `marks` for each call; the `last` takes a minute."""
 
     def evaluate(config, budget):
-        with open(marks, "a+") as file:
+        with open(marks, "a+", encoding="utf-8") as file:
             file.write(mark(config, budget))
             file.seek(0)
             if len(file.readlines()) >= last:
@@ -757,7 +804,7 @@ def test_a_killed_search_goes_on_and_evaluates_nothing_twice(workers, tmp_path):
         killed.kill()
     recorded = journal.read_bytes().count(b"\n")
     trials = search(marking(marks), mixed_space(), trials=24, workers=workers, folder=folder)
-    times = Counter(marks.read_text().splitlines(keepends=True))
+    times = Counter(marks.read_text(encoding="utf-8").splitlines(keepends=True))
     marked = [mark(trial.config, trial.budget) for trial in trials]
     assert len(trials) == 24
     assert all(times[line] == 1 for line in marked[:recorded])
@@ -771,8 +818,9 @@ def test_a_killed_search_goes_on_and_evaluates_nothing_twice(workers, tmp_path):
     [
         ({"min_budget": 0}, "min_budget must be .* got 0"),
         ({"max_budget": -3}, "max_budget must be .* got -3"),
-        ({"min_budget": 10}, "max_budget 9 must not be below min_budget 10"),
+        ({"min_budget": 10}, "max_budget must be .* from 10 to 100000, got 9"),
         ({"eta": 1}, "eta must be .* got 1"),
+        ({"eta": 1.0000001}, "eta must be .* at most 100 rungs, got 1.0000001"),
         ({"trials": None}, "give total .* or trials"),
         ({"trials": 0}, "trials must be .* got 0"),
         ({"total": 0}, "total must be .* got 0"),

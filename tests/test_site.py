@@ -73,6 +73,17 @@ SENTENCE = (
     "The rank {eq}`erank-NAME` lies between $1$ and $n = 7$, as {cite:t}`elsken2017nash` find; "
     "a sentence that is computed looks like **one** that is written."
 )
+INTERACTIVE_CHAPTER = "00_training"  # the others have none, so they have to do without the scripts
+INTERACTIVE = """# Draws, in the browser: a number doubled
+import altair as alt
+import pandas as pd
+from jahs_utils.interactive import interactive
+
+slider = alt.binding_range(min=1, max=9, step=1, name="a number")
+chart = alt.Chart(alt.Data(values=[{"x": 1}])).mark_point().encode(x="x:Q").add_params(
+    alt.param("n", bind=slider, value=1), alt.param("says", expr="'twice it is ' + 2 * n")
+)
+interactive(chart, "A number", "A point", "twice it is 2", pd.DataFrame({"x": [1]}), 1)"""
 MEASURE = """
 (async () => {
   const maths = [...document.querySelectorAll('.math.notranslate')];
@@ -91,6 +102,9 @@ MEASURE = """
   const article = document.querySelector('.bd-article');
   const edge = article ? article.getBoundingClientRect().right + 1 : Infinity;
   const parts = article ? [...article.querySelectorAll('table, img, pre, .math.notranslate')] : [];
+  const charts = [...document.querySelectorAll('.jahs-interactive')];
+  const drawn = () => charts.every(chart => chart.querySelector('.vega-bindings'));
+  for (let k = 0; k < 300 && !drawn(); k++) await new Promise(done => setTimeout(done, 50));
   const numbers = color => color.match(/[\\d.]+/g).map(Number);
   const light = color => numbers(color).slice(0, 3)
     .map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
@@ -111,7 +125,8 @@ MEASURE = """
       return (high + 0.05) / (low + 0.05);
     });
     return {
-      theme, ground: light(ground), contrast: Math.min(...contrasts), alt: svg.ariaLabel,
+      theme, ground: light(ground), contrast: Math.min(...contrasts),
+      alt: svg.closest('[aria-label]')?.ariaLabel,
       heights: scale ? texts.map(t => parseFloat(getComputedStyle(t).fontSize) * scale) : [],
       fonts: texts.map(t => getComputedStyle(t).fontFamily),
       font: getComputedStyle(article).fontFamily,
@@ -120,6 +135,8 @@ MEASURE = """
   const looks = ['dark', 'light'].flatMap(theme => figures.map(f => look(f, theme)));
   const ids = [...document.querySelectorAll('.jahs-figure [id]')].map(node => node.id);
   return JSON.stringify({
+    charts: charts.length,
+    drawn: drawn(),
     looks,
     ids_twice: ids.filter((id, k) => ids.indexOf(id) !== k),
     folded: [...document.querySelectorAll('details.hide')].map(d => ({
@@ -182,6 +199,8 @@ def stand_in_chapter(name: str) -> nbformat.NotebookNode:
         new_code_cell(figure, metadata=alt),
         new_code_cell(table),
     ]
+    if name == INTERACTIVE_CHAPTER:
+        cells.append(new_code_cell(INTERACTIVE, metadata={"tags": ["hide-input"]}))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
@@ -304,11 +323,11 @@ async def browser_tab(profile: Path) -> AsyncIterator[Tab]:
         try:
             port = profile / "DevToolsActivePort"
             deadline = time.monotonic() + 30
-            while not (port.exists() and len(port.read_text().splitlines()) == 2):
+            while not (port.exists() and len(port.read_text(encoding="utf-8").splitlines()) == 2):
                 assert process.poll() is None, f"Chromium ended with status {process.poll()}"
                 assert time.monotonic() < deadline, "Chromium did not open its port"
                 await asyncio.sleep(0.05)
-            number, path = port.read_text().splitlines()
+            number, path = port.read_text(encoding="utf-8").splitlines()
             request = HTTPRequest(f"ws://127.0.0.1:{number}{path}", request_timeout=30)
             tab = Tab(await websocket_connect(request, max_message_size=1 << 28))
             target = await tab.call("Target.createTarget", url="about:blank")
@@ -322,7 +341,7 @@ async def browser_tab(profile: Path) -> AsyncIterator[Tab]:
 
 
 def test_the_address_of_the_site_leads_to_the_title_page(site: Path) -> None:
-    assert "url=book/index.html" in (site / "index.html").read_text()
+    assert "url=book/index.html" in (site / "index.html").read_text(encoding="utf-8")
 
 
 def test_every_request_goes_to_the_book_itself(visits: list[Visit], address: str) -> None:
@@ -366,6 +385,16 @@ def test_every_image_has_an_alternative_text(visits: list[Visit]) -> None:
 
     assert any(visit.seen["alts"] for visit in visits)
     assert not {str(v): v.seen["alts"] for v in visits if any(map(missing, v.seen["alts"]))}
+
+
+def test_interactive_figures_are_drawn_and_only_their_pages_load_the_scripts(
+    visits: list[Visit],
+) -> None:
+    assert any(visit.seen["charts"] for visit in visits)
+    for visit in visits:
+        loads = any(url.endswith("/_static/vega.js") for url in visit.requests)
+        assert visit.seen["drawn"], visit
+        assert loads == bool(visit.seen["charts"]), visit
 
 
 def test_no_page_logs_an_error(visits: list[Visit]) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, optimize
 
-from jahs_utils.data import DataError, channel_statistics, data_roots, load
+from jahs_utils.data import channel_statistics, load
+from jahs_utils.data_files import DataError, data_roots
 from jahs_utils.transfer_data import MODELNET10_CLASSES, read_off, voxelize
 
 TRAIN, VAL = "Imagenet32_train_npz", "Imagenet32_val_npz"
@@ -176,7 +177,7 @@ def off(vertices, faces, header="OFF\n{} {} 0") -> str:
 
 def in_file(folder: Path, text: str) -> Path:
     path = folder / "mesh.off"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -234,7 +235,7 @@ WRONG_MESHES = {
 def test_a_wrong_mesh_is_one_line_that_names_its_file(wrong, data_folder):
     text, message = WRONG_MESHES[wrong]
     path = write_modelnet(data_folder) / "bathtub" / "train" / "bathtub_0001.off"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     expected = rf"^{path} cannot be read \([^\n]*{message}[^\n]*\): unpack ModelNet10.zip again$"
     with pytest.raises(DataError, match=expected):
         load("modelnet10", device="cpu")
@@ -335,7 +336,7 @@ def write_modelnet(root: Path) -> Path:
             for k in numbers:
                 box = CORNERS * [10.0, float(k), float(number)]
                 header = ("OFF\n{} {} 0", "OFF{} {} 0")[k % 2]
-                (folder / f"{name}_{k:04}.off").write_text(off(box, SQUARES, header))
+                (folder / f"{name}_{k:04}.off").write_text(off(box, SQUARES, header), "utf-8")
     (root / "ModelNet10" / "README.txt").touch()
     (folder / ".DS_Store").touch()
     return root / "ModelNet10"

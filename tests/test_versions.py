@@ -51,9 +51,9 @@ def disagreements(project: dict, lock: str, environment: dict) -> list[str]:
 
 @pytest.fixture
 def files():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    return project, (ROOT / "requirements.lock").read_text(), environment
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    return project, (ROOT / "requirements.lock").read_text(encoding="utf-8"), environment
 
 
 def test_the_three_files_agree(files):

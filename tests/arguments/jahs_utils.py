@@ -1,0 +1,174 @@
+"""Public functions of the package that take numbers: a good call, and what is refused in its place.
+
+Read by `tests/test_arguments.py`, which says what the tables mean.
+"""
+
+import math
+
+import torch
+from bad_values import (
+    COUNT,
+    COUNTS,
+    LONG,
+    NOT_NEGATIVE,
+    NOT_NEGATIVE_COUNT,
+    POSITIVE,
+    SEED,
+    or_none,
+)
+from ConfigSpace import ConfigurationSpace
+
+from jahs_utils import load
+from jahs_utils.device import NumberFormat
+from jahs_utils.networks import ConvNet
+from jahs_utils.populations import Member
+from jahs_utils.search import Evaluator
+
+DIGITS = load("digits", device="cpu", subset=100)
+CPU, PLAIN = torch.device("cpu"), NumberFormat("float32", False)
+IMAGES, LABELS = torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])
+
+
+def small() -> ConvNet:
+    return ConvNet((2,), (), 1, 10, 8)
+
+
+def zero(config: dict, budget: float) -> float:
+    return 0.0
+
+
+def changed(**values: list) -> dict[str, list]:
+    """Bad values of a training's settings."""
+    settings = {
+        "epochs": or_none(POSITIVE),
+        "momentum": [*NOT_NEGATIVE, 1.5],
+        "weight_decay": NOT_NEGATIVE,
+        "batch_size": [*COUNT, 101],
+        "evaluate_every": or_none(COUNT),
+    }
+    return settings | values
+
+
+CHANNELS = {"in_channels": COUNT, "classes": COUNT}
+KERNELS = [*COUNTS, (), (2, 2)]
+SEARCH = {"min_budget": 1, "max_budget": 3, "trials": 1, "space": ConfigurationSpace({"x": (0, 9)})}
+
+CASES = {
+    "data.load": ({"name": "digits", "device": "cpu", "subset": 50}, {"subset": or_none(COUNT)}),
+    "data.ImageData.subset": ({"self": DIGITS, "n": 50}, {"n": [*COUNT, 9, 91, 101], "seed": SEED}),
+    "data.ImageData.hold_out": ({"self": DIGITS, "n": 50}, {"n": [*COUNT, 9, 91], "seed": SEED}),
+    "data.ImageData.folds": ({"self": DIGITS}, {"k": [*COUNT, 1, 99], "seed": SEED}),
+    "data.augment": (
+        {"images": IMAGES, "crop": 0, "cutout": 2},
+        {"crop": NOT_NEGATIVE_COUNT, "cutout": NOT_NEGATIVE_COUNT},
+    ),
+    "data.mixup": (
+        {"images": IMAGES, "labels": LABELS, "alpha": 1, "classes": 2},
+        {"alpha": NOT_NEGATIVE, "classes": COUNT},
+    ),
+    "device.seconds_per_call": ({"call": int, "device": CPU, "repeats": 1}, {"repeats": COUNT}),
+    "networks.ConvLayer": (
+        {"in_channels": 1, "out_channels": 2},
+        {"in_channels": COUNT, "out_channels": COUNT},
+    ),
+    "networks.ConvNet": (
+        {"channels": (2, 2), "neurons": (3,)},
+        CHANNELS | {"channels": [*COUNTS, ()], "neurons": COUNTS, "image_size": [*COUNT, 3]},
+    ),
+    "networks.ResidualBlock": (
+        {"in_channels": 2, "out_channels": 2, "stride": 1, "kernels": (3, 3)},
+        {"in_channels": COUNT, "out_channels": COUNT, "stride": COUNT, "kernels": KERNELS},
+    ),
+    "networks.WideResNet": (
+        {"depth": 10, "width": 1},
+        CHANNELS | {"depth": [*COUNT, 4, 11], "width": COUNT, "kernels": KERNELS},
+    ),
+    "networks.network_cost": (
+        {"model": small(), "image_shape": (1, 8, 8), "batch_size": 2},
+        {"image_shape": [(1, 8, value) for value in COUNT], "batch_size": COUNT},
+    ),
+    "populations.fit_population": (
+        {
+            "build": small,
+            "members": [Member(DIGITS, 0.1, 0)],
+            "epochs": 1,
+            "mode": "together",
+            "batch_size": 50,
+        },
+        changed(
+            members=[
+                [],
+                *([Member(DIGITS, lr, 0)] for lr in POSITIVE),
+                *([Member(DIGITS, 0.1, seed)] for seed in SEED),
+            ]
+        ),
+    ),
+    "search.Evaluator": (
+        {"evaluate": zero},
+        {
+            "evaluate": [3, None, LONG],
+            "total": [value for value in POSITIVE if value != math.inf],
+            "limit_seconds": or_none(POSITIVE),
+            "workers": [*COUNT, 10**6],
+        },
+    ),
+    "search.Evaluator.of": (
+        {"evaluate": Evaluator(zero), "total": 3},
+        {"total": [value for value in POSITIVE if value != math.inf]},
+    ),
+    "search.Evaluator.start": (
+        {"self": Evaluator(zero), "config": {}, "budget": 1},
+        {"budget": POSITIVE},
+    ),
+    "search.smac_search": (
+        SEARCH | {"evaluate": zero},
+        {
+            "min_budget": [*POSITIVE, 4],
+            "max_budget": [*POSITIVE, 0.5, 1e9],
+            "eta": [*POSITIVE, 1, 0.5, 1.0000001],
+            "total": or_none(POSITIVE),
+            "trials": COUNT,
+            "seed": SEED,
+            "workers": COUNT,
+            "limit_seconds": or_none(POSITIVE),
+        },
+    ),
+    "train.SGDR": ({}, {"period": [*POSITIVE, 1e-9], "factor": [*POSITIVE, 0.5]}),
+    "train.fit": (
+        {"model": small(), "data": DIGITS, "epochs": 1, "batch_size": 50, "number_format": PLAIN},
+        changed(
+            steps=or_none([*COUNT]),
+            seconds=or_none(POSITIVE),
+            lr=POSITIVE,
+            mixup=NOT_NEGATIVE,
+            seed=SEED,
+        ),
+    ),
+    "train.evaluate": ({"model": small(), "data": DIGITS}, {"batch_size": COUNT}),
+    "train.Budget": (
+        {"epochs": 1, "steps": None, "seconds": None, "images": 100, "batch_size": 10},
+        {
+            "epochs": POSITIVE,
+            "steps": or_none(COUNT),
+            "seconds": or_none(POSITIVE),
+            "images": COUNT,
+            "batch_size": [*COUNT, 101],
+        },
+    ),
+}
+CASES["train.check_settings"] = (
+    {"lr": 0.1, "momentum": 0.9, "weight_decay": 0, "evaluate_every": None, "seed": 0},
+    {name: CASES["train.fit"][1][name] for name in ("lr", "momentum", "weight_decay", "seed")}
+    | {"evaluate_every": or_none(COUNT)},
+)
+
+IN_EVERY_STEP = "called in every training step"
+EXEMPT = {
+    "train.constant": IN_EVERY_STEP,
+    "train.cosine": IN_EVERY_STEP,
+    "train.Budget.used": IN_EVERY_STEP,
+    "checks.number": "it is the check",
+    "checks.positive": "it is the check",
+    "checks.whole": "it is the check",
+    "cli.run_one": "it hands its arguments on to experiments.run_experiment",
+}
