@@ -115,7 +115,10 @@ class Forecast:
             processors = [speed for d, speed in self.speeds.items() if d.endswith("threads")]
             other = max(processors, default=0) if device.endswith("threads") else 0
             here, there = self.speeds.get(self.device), self.speeds.get(device, other)
-            prior += math.log(here / there) if here and there else 0.0
+            if here and there:
+                prior += math.log(here / there)
+            else:  # a hundred times faster or slower
+                features["speed "] = 3.0
         for name, value in key.items():
             values = value if isinstance(value, list) else [value]
             if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):

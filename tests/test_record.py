@@ -131,6 +131,11 @@ def test_rows_of_another_device_are_scaled_by_the_ratio_of_speeds(device):
     assert estimate.high > 3 * estimate.seconds  # no row of this device says how well that holds
 
 
+def test_little_is_known_from_a_device_of_unknown_speed():
+    estimate = predict([row(60.0, "there", epochs=3)], {"here": 200.0}, epochs=3)
+    assert estimate.low < 1 < 60 < estimate.high
+
+
 def test_a_row_of_this_device_outweighs_those_of_others():
     rows = [row(60.0, "there", epochs=e) for e in (1, 2, 3)] + [row(0.5, epochs=1)]
     assert predict(rows, {"here": 200.0, "there": 10.0}, epochs=1).seconds == pytest.approx(
@@ -438,8 +443,8 @@ def test_what_runs_at_the_deadline_is_ended_and_left(book):
     assert within(20, lambda: not alive(pid))
 
 
-def test_a_record_that_is_killed_takes_its_processes_along_and_goes_on(book, marks, tmp_path):
-    command = [*JAHS, "record", "90_small/slow_square", "--profile", "quick", "--workers", "2"]
+def test_a_run_that_is_killed_takes_its_processes_along_and_goes_on(book, marks, tmp_path):
+    command = [*JAHS, "experiment", "run", "90_small/slow_square", "--workers", "2"]
     first = subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL)
     file = results("slow_square", "quick")
     assert within(120, lambda: file.path.exists() and len(file.rows()) >= 3)
@@ -504,9 +509,9 @@ def outer(make_book, tmp_path_factory):
 
 def test_a_row_that_kills_workers_of_any_cluster_fails_and_the_others_are_kept(outer):
     start, _ = outer
-    run = start("record", "90_small/killing", "90_small/square", "--profile", "gpu")
+    run = start("experiment", "run", "90_small/killing", "--profile", "gpu")
     printed, errors = run.communicate(timeout=300)
-    assert printed.splitlines()[-1] == "8 rows, 1 failed, 0 left: complete", errors
+    assert printed.splitlines()[-1] == "3 rows, 1 failed, 0 left: complete", errors
     found = {row.key["x"]: row.error for row in results("killing").rows()}
     assert found == {0: None, 1: "KilledWorker: its process died 4 times", 2: None, 3: None}
 
