@@ -90,15 +90,15 @@ class Forecast:
         asked, prior = zip(*(self._features(key, self.device, processes) for key in keys))
         table = DictVectorizer(sparse=False).fit(seen + asked)
         kernel = DotProduct(4.0) + 0.2 * RBF(0.5)
-        model = GaussianProcessRegressor(kernel, alpha=0.15**2, optimizer=None)
-        seconds = np.log([max(row.wall_seconds, 1e-3) for row in self.rows])
-        model.fit(table.transform(seen), seconds - seen_prior)
-        mean, spread = model.predict(table.transform(asked), return_std=True)
-        # Each row predicted from the others: where that is off, so is this.
+        x, noise = table.transform(seen), 0.15
+        y = np.log([max(row.wall_seconds, 1e-3) for row in self.rows]) - seen_prior
+        model = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y)
+        # Each row predicted from the others: where that is off, rows scatter more than assumed.
         precision = np.diag(cho_solve((model.L_, True), np.eye(len(seen))))
-        trust = max(1.0, float(np.sqrt(np.mean(np.square(model.alpha_) / precision))))
-        middle = np.exp(mean + prior)
-        factor = np.exp(1.645 * trust * np.hypot(spread, 0.15))
+        noise *= max(1.0, float(np.sqrt(np.mean(np.square(model.alpha_) / precision))))
+        model = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y)
+        mean, spread = model.predict(table.transform(asked), return_std=True)
+        middle, factor = np.exp(mean + prior), np.exp(1.645 * np.hypot(spread, noise))
         return [Estimate(*map(float, e)) for e in zip(middle, middle / factor, middle * factor)]
 
     @property
@@ -463,7 +463,7 @@ def record(
     """
     deadline = deadline_of(limit_seconds)
     works = [Work(a, profile, retry_failed) for a in _in_order(profile, addresses, report)]
-    works = [work for work in works if work.missing and _has_data(work, report)]
+    works = _with_data([work for work in works if work.missing], report)
     if not works:
         report("no row is missing")
         return Summary(0, 0, 0, "complete")
@@ -479,15 +479,18 @@ def record(
     return run.summary(left, "dry run" if dry_run else "time limit" if late else "")
 
 
-def _has_data(work: Work, report: Report) -> bool:
-    """Whether this machine has what the keys name; else every row of them would fail."""
-    try:
-        for name in {key["data"] for key in work.missing if "data" in key}:
+def _with_data(works: list[Work], report: Report) -> list[Work]:
+    """Those whose data this machine has or gets: every row of the others would fail."""
+    needs = [(work, {key["data"] for key in work.missing if "data" in key}) for work in works]
+    lacking = set()
+    for name in sorted(set().union(*(names for _, names in needs))):
+        try:
             load(name, device="cpu")
-    except ValueError as error:
-        report(f"{work.address} is left out: {error}")
-        return False
-    return True
+        except ValueError as error:
+            lacking.add(name)
+            lost = ", ".join(work.address for work, names in needs if name in names)
+            report(f"left out for want of {name}: {lost} ({error})")
+    return [work for work, names in needs if not names & lacking]
 
 
 def _in_order(profile: str, addresses: Sequence[str], report: Report) -> list[str]:

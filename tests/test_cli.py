@@ -42,7 +42,7 @@ def jahs(monkeypatch, capsys):
         (["record", "00_training/jont_grid"], "joint_grid"),
         (["record", "--limit-seconds", "-1"], "at least 0"),
         (["record", "--limit-seconds", "ten"], "--limit-seconds"),
-        (["experiment", "show", "00_training/baseline", "--profile", "quick"], "standard, paper"),
+        (["experiment", "show", "00_training/baseline", "--profile", "quick"], "standard"),
         (["data", "import", "no-such-file.npz"], "no-such-file.npz"),
         (["no-such-command"], "no-such-command"),
         (["run", "00_training", "--set", "seed"], "name=value"),

@@ -206,7 +206,8 @@ def test_an_experiment_whose_data_are_not_there_is_left_out_in_one_line(book, qu
 
     monkeypatch.setattr(recording, "load", nothing)
     summary, reported = quietly("quick", "90_small/train", "90_small/square")
-    assert "90_small/train is left out: digits is nowhere" in reported.splitlines()
+    told = "left out for want of digits: 90_small/train (digits is nowhere)"
+    assert told in reported.splitlines()
     assert (summary.ok, summary.reason) == (4, "complete")
 
 

@@ -87,7 +87,7 @@ run() {
     timeout -k 5 "$limit" "$@" >"$out/$name.txt" 2>&1
     status=$?
     last=$(grep -v '^[[:space:]]*$' "$out/$name.txt" | tail -n 1 | cut -c 1-90)
-    [ $status -eq 124 ] && last="ended after $limit s: $last"
+    [[ $status =~ ^(124|137)$ ]] && last="ended after $limit s: $last"
     printf '%-8s %6s %8s  %s\n' "$name" $status $((SECONDS - begin)) "$last" >>"$table"
 }
 
