@@ -125,7 +125,7 @@ def claims_table(chapter: str | None = None) -> pd.DataFrame:
         )
         for claim, verdict in ((claim, judge(claim)) for claim in claims)
     ]
-    return pd.DataFrame(table, columns=columns)
+    return _whole(pd.DataFrame(table, columns=columns))
 
 
 def findings_table(chapter: str | None = None) -> pd.DataFrame:
@@ -147,7 +147,13 @@ def findings_table(chapter: str | None = None) -> pd.DataFrame:
                     verdict.verdict + _what_decides(claim, verdict),
                 )
             )
-    return pd.DataFrame(table, columns=columns)
+    return _whole(pd.DataFrame(table, columns=columns))
+
+
+def _whole(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, which notebooks then show without cutting its sentences."""
+    pd.set_option("display.max_colwidth", None)
+    return table
 
 
 def _what_decides(claim: Finding, verdict: Verdict) -> str:
