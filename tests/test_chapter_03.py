@@ -923,7 +923,7 @@ def test_no_mutation_makes_an_equal_copy():
 
 
 def test_fewer_mutations_than_none_are_refused():
-    with pytest.raises(ValueError, match="must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="whole number of at least 0, got -1"):
         chapter.mutate(random_network([3]), -1, rng_of(0))
 
 

@@ -47,6 +47,21 @@ CASES = {
         {"parent": CHILD, "method": chapter.METHODS["SH"], "rng": rng(), "largest": 1e6},
         {"mutations": NOT_NEGATIVE_COUNT, "largest": UNBOUNDED},
     ),
+    "start_climb": (
+        {
+            "data": load("digits", device="cpu", subset=200),
+            "widths": [4, 4],
+            "settings": {"lr": 0.1},
+            "largest": math.inf,
+            "seed": 0,
+        },
+        {
+            "widths": COUNTS,
+            "settings": [{"lr": value} for value in NOT_NEGATIVE],
+            "largest": UNBOUNDED,
+            "seed": SEED,
+        },
+    ),
     "climb_step": (
         {"children": [CHILD], "method": chapter.METHODS["SH"], "train": as_they_are},
         {"scale": POSITIVE},
@@ -80,7 +95,7 @@ EXEMPT = {
     **dict.fromkeys(["plan_changes", "change_channels", "take"], NUMBERED),
     **dict.fromkeys(["Network", "Network.insert", "Network.remove"], "Graph.sort refuses"),
     **dict.fromkeys(["train_child", "train_rung", "rung_schedule", "vary"], CHECKED),
-    **dict.fromkeys(["start_climb", "take_step", "Climb.add", "drop_weights"], CHECKED),
+    **dict.fromkeys(["take_step", "Climb.add", "drop_weights"], CHECKED),
     "random_morphism": "numpy refuses chances that cannot be",
     "make_layer": "reads what describe has written",
     **dict.fromkeys(["climb_grid", "race_grid", "inheritance_grid"], GRID),
