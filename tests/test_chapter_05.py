@@ -2291,7 +2291,7 @@ def test_a_place_is_one_of_the_ranking(place):
         ({"hyper": "no"}, "0 rows"),
         ({"epochs": NAN}, "epochs"),
         ({"short": 0}, "short"),
-        ({"held_out": -1}, "hold out -1"),
+        ({"held_out": -1}, "got -1"),
         ({"images": NAN}, "nan"),
     ],
 )

@@ -29,7 +29,8 @@ from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
 from jahs_utils.book import build
-from jahs_utils.chapters import chapter_names
+from jahs_utils.chapters import chapter_names, load_chapter
+from jahs_utils.scoreboard import headings
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(
@@ -181,6 +182,8 @@ class Visit:
 def stand_in_chapter(name: str) -> nbformat.NotebookNode:
     """A notebook with all that a chapter has: equations, figures, folded code, a wide table."""
     text = STAND_IN.replace("(erank)", f"(erank-{name})").replace("`erank`", f"`erank-{name}`")
+    # the scoreboard links to the headings of the real chapters
+    sections = "\n\n".join(f"## {heading}" for heading in headings(name)[1:])
     figure = (
         "import matplotlib.pyplot as plt\n\n"
         "fig, ax = plt.subplots(figsize=(10, 3))\nax.plot([0, 1], [0, 1])\nplt.show()"
@@ -198,6 +201,7 @@ def stand_in_chapter(name: str) -> nbformat.NotebookNode:
         new_markdown_cell("The text goes on."),
         new_code_cell(figure, metadata=alt),
         new_code_cell(table),
+        new_markdown_cell(sections),
     ]
     if name == INTERACTIVE_CHAPTER:
         cells.append(new_code_cell(INTERACTIVE, metadata={"tags": ["hide-input"]}))
@@ -216,6 +220,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copyfile(ROOT / name, book / name)
     (book / "chapters").mkdir()
     for name in chapter_names():
+        load_chapter(name)  # claims need the real ones
         nbformat.write(stand_in_chapter(name), book / "chapters" / f"{name}.ipynb")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAHS_BOOK", str(book))
