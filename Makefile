@@ -9,7 +9,7 @@ book: $(READY)
 	$(BIN)/jahs book
 
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 	$(BIN)/jahs check
 	$(BIN)/jahs book --strict --set seed=1
 	JAHS_SITE=_build/html $(BIN)/python -m pytest tests/test_site.py

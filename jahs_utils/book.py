@@ -15,10 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import joblib
 import nbformat
 import papermill
 from ipykernel.kernelspec import get_kernel_dict
@@ -256,7 +259,10 @@ def check_chapters(chapters: Iterable[str | Path] | None = None) -> int:
             nbformat.write(notebook, Path(folder, path.name))
             print(f"{path.stem}: {visible_lines(notebook)} visible lines", flush=True)
             command.append(path.name)
-        done = subprocess.run(command, env=private_environment(), cwd=folder, check=False)
+        with _cores_shared(len(paths)) as at_once:
+            if at_once > 1:
+                command += ["--numprocesses", str(at_once), "--dist", "loadfile"]
+            done = subprocess.run(command, env=private_environment(), cwd=folder, check=False)
         return done.returncode
 
 
@@ -285,11 +291,10 @@ def build(
         chapter_parameters(name, parameters or {})  # before the first chapter takes its time
     shutil.rmtree(source, ignore_errors=True)
     stage_pages(root, source)
+    if run:
+        _run_side_by_side(source / "chapters", parameters, say)
     for name in chapter_names():
         target = source / "chapters" / f"{name}.ipynb"
-        if run:
-            say(f"chapters/{name} ... ", end="")
-            say(f"{run_chapter(name, target, parameters=parameters):.0f} s")
         page = read_notebook(target if run else chapter_path(name))
         fold(page)
         nbformat.write(page, target)
@@ -304,6 +309,34 @@ def build(
     say(f"\nThe book is in {_short(html)}. Open {_short(html / 'index.html')} in a browser, or run")
     say(f"  python -m http.server -d {shlex.quote(_short(html))}\nand go to http://localhost:8000")
     return html / "index.html"
+
+
+def _run_side_by_side(folder: Path, parameters: Mapping[str, Any] | None, say: Say) -> None:
+    """Run all chapters into `folder`, as many at a time as there are cores."""
+
+    def run(name: str) -> tuple[str, float]:
+        return name, run_chapter(name, folder / f"{name}.ipynb", parameters=parameters)
+
+    with _cores_shared(len(chapter_names())) as at_once, ThreadPoolExecutor(at_once) as pool:
+        try:
+            for done in as_completed([pool.submit(run, name) for name in chapter_names()]):
+                say("chapters/{}: {:.0f} s".format(*done.result()))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure, what has not begun
+
+
+@contextmanager
+def _cores_shared(chapters: int) -> Iterator[int]:
+    """How many of so many chapters run at a time; their kernels take no more threads than cores."""
+    cores = joblib.cpu_count()
+    at_once = max(1, min(cores, chapters))
+    given = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = given or str(cores // at_once)
+    try:
+        yield at_once
+    finally:
+        if given is None:
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def stage_pages(root: Path, source: Path) -> None:
