@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -48,17 +47,4 @@ def keep_allocator_pages() -> None:
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
-def avoid_broken_kernels() -> None:
-    """Keep oneDNN from its AVX2 kernels where a processor has no AVX-512; does nothing elsewhere.
-
-    On such processors its convolutions corrupt memory in the backward pass (torch 2.14.1): "double
-    free", or a process that dies. A choice that is set in the environment already is kept.
-    """
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
-    if "avx2" in flags and "avx512f" not in flags:
-        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
-
-
 keep_allocator_pages()
-avoid_broken_kernels()

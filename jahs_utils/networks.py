@@ -153,6 +153,32 @@ class WideResNet(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
+class SubsampledConv2d(nn.Conv2d):
+    """A strided 1x1 convolution that picks its pixels first and then goes with stride 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, right = self.stride
+        return F.conv2d(x[..., ::down, ::right], self.weight, self.bias)
+
+
+def subsample_first(model: nn.Module) -> None:
+    """Turn the strided 1x1 convolutions of fewer than 16 channels into `SubsampledConv2d`.
+
+    Their backward pass in oneDNN, channels-last, writes beyond its memory: with AVX2 below 8 input
+    channels, with AVX-512 below 16 (oneDNN's issue 6035, in torch 2.14.1). Gradients are wrong or
+    the process dies; `benchmarks/corruption.py` shows it. Parameters and results stay the same.
+    """
+    for layer in model.modules():
+        if (
+            type(layer) is nn.Conv2d
+            and layer.kernel_size == (1, 1)
+            and layer.stride != (1, 1)
+            and (layer.padding, layer.groups) == ((0, 0), 1)
+            and layer.in_channels < 16
+        ):
+            layer.__class__ = SubsampledConv2d
+
+
 class Cost(NamedTuple):
     """What a network costs; `flops` are per image and forward pass, an addition counting as one.
 

@@ -18,6 +18,7 @@ from jahs_utils.checks import number, one_of, positive, whole
 from jahs_utils.data import ImageData
 from jahs_utils.data import mixup as mix
 from jahs_utils.device import NumberFormat, fastest_format
+from jahs_utils.networks import subsample_first
 from jahs_utils.progress import ProgressBar
 
 CHECK_EVERY = 50  # steps between looks at the loss: each look makes a GPU wait
@@ -196,10 +197,9 @@ def fit(
 
     with (
         _reproducible(seed, device),
-        _threads_kept(),
         ProgressBar(1.0, "training") as bar,
     ):
-        _limit_threads(model, device)
+        subsample_first(model)
         state = Training(model, _make_optimizer(model, optimizer, lr, momentum, weight_decay), data)
         run_step = make_step(state, form, augment, mixup, loss)
         known = list(model.parameters())
@@ -216,7 +216,7 @@ def fit(
             if _changed(known, model):
                 carry_optimizer_state(state.optimizer, known, model)
                 known = list(model.parameters())
-                _limit_threads(model, device)
+                subsample_first(model)
                 run_step = make_step(state, form, augment, mixup, loss)
             clock.resume()
 
@@ -287,35 +287,13 @@ def evaluate(
     model.to(data.device, memory_format=_layout(form)).eval()
     loss = torch.zeros((), device=data.device)
     correct = torch.zeros((), device=data.device, dtype=torch.int64)
-    with torch.inference_mode(), _autocast(data.device, form), _threads_kept():
-        _limit_threads(model, data.device)
+    with torch.inference_mode(), _autocast(data.device, form):
         for x, y in zip(images.split(batch_size), labels.split(batch_size)):
             logits = model(_arrange(data.normalize(x), form)).float()
             loss += F.cross_entropy(logits, y, reduction="sum")
             correct += (logits.argmax(1) == y).sum()
     model.train(was_training)
     return Evaluation(float(loss) / len(labels), int(correct) / len(labels))
-
-
-def _limit_threads(model: nn.Module, device: torch.device) -> None:
-    """Go on with one thread on a CPU if a convolution's channels are no multiple of 8.
-
-    With several, oneDNN's convolutions of such networks corrupt memory (torch 2.14.1): the process
-    dies some steps later. Networks that narrow gain nothing from a second thread.
-    """
-    shapes = [p.shape[:2] for p in model.parameters() if p.dim() == 4]
-    odd = any(out % 8 or (given % 8 and given > 3) for out, given in shapes)  # images have 1 or 3
-    if odd and device.type == "cpu":
-        torch.set_num_threads(1)
-
-
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Budget:

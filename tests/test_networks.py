@@ -14,6 +14,7 @@ from jahs_utils.networks import (
     WideResNet,
     count_parameters,
     network_cost,
+    subsample_first,
 )
 
 
@@ -207,3 +208,24 @@ def test_counting_does_not_change_the_network():
     network_cost(network, (1, 28, 28))
     assert not network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("channels", [3, 8, 12])
+def test_subsampling_first_gives_the_gradients_of_the_strided_convolution(channels: int) -> None:
+    layer = nn.Conv2d(channels, 16, 1, stride=2).to(memory_format=torch.channels_last)
+    images = torch.randn(33, channels, 15, 14).to(memory_format=torch.channels_last)
+    exact = nn.Conv2d(channels, 16, 1, stride=2).double()
+    exact.load_state_dict(layer.state_dict())
+    with torch.backends.mkldnn.flags(enabled=False):
+        exact(images.double()).square().sum().backward()
+    subsample_first(nn.Sequential(layer))
+    layer(images).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_subsampling_first_leaves_other_convolutions_alone() -> None:
+    others = nn.Sequential(
+        nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, 2), nn.Conv2d(16, 8, 1, 2), nn.Conv2d(4, 8, 1, 2, 1)
+    )
+    subsample_first(others)
+    assert all(type(layer) is nn.Conv2d for layer in others)
