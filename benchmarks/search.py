@@ -50,11 +50,11 @@ from smac import MultiFidelityFacade, Scenario
 from jahs_utils.chapters import book_root, code_version, load_chapter
 from jahs_utils.device import use_device
 from jahs_utils.experiments import Results, describe_row
-from jahs_utils.scoreboard import BENCHMARK_ROWS, markdown
+from jahs_utils.scoreboard import markdown
 from jahs_utils.search import smac_search
 
 CHAPTER = load_chapter("01_hyperband_bohb")
-ROWS = BENCHMARK_ROWS.with_name("search.jsonl")
+ROWS = Path("results", "benchmarks", "search.jsonl")
 LIBRARIES = ("ConfigSpace", "smac", "hpbandster", "optuna")
 MIN_BUDGET, MAX_BUDGET, ETA = 1, 27, 3
 RUNGS = (1, 3, 9, 27)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -345,19 +346,8 @@ def stage_pages(root: Path, source: Path) -> None:
     (source / "chapters").mkdir()
     for name in ("_config.yml", "_toc.yml"):
         shutil.copyfile(root / name, source / name)
-    _fill_in(source / "book" / "index.md", "<!-- found -->", "found_markdown")
-    _fill_in(source / "book" / "scoreboard.md", "<!-- scoreboard -->", "scoreboard_markdown")
-    _fill_in(source / "book" / "speed.md", "<!-- speed-table -->", "speed_markdown")
+    runpy.run_path(str(source / "book" / "pages.py"))["fill_in"](source / "book")
     _copy_mathjax(source / "book" / "_static" / "mathjax")
-
-
-def _fill_in(page: Path, mark: str, table: str) -> None:
-    from jahs_utils import scoreboard
-
-    text = page.read_text("utf-8-sig")
-    if mark not in text:
-        raise BookError(f"{page.name} has no line {mark}: its table has no place")
-    page.write_text(text.replace(mark, getattr(scoreboard, table)()), "utf-8")
 
 
 def _copy_mathjax(target: Path) -> None:

@@ -42,8 +42,6 @@ ALLOWED = (
     ast.Assign,
     ast.AnnAssign,
 )
-
-
 REFUSALS = frozenset(checks.__all__)
 
 
@@ -200,21 +198,18 @@ def load_chapter(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-class _Loader(importlib.abc.InspectLoader):
+class _Loader(importlib.abc.SourceLoader):
     def __init__(self, name: str) -> None:
         self.path = chapter_path(name)
         # Read once: tracebacks and code_version must show what runs, also after an edit.
         self.source = exported_source(self.path)
 
-    def get_source(self, fullname: str) -> str:
-        return self.source
+    def get_data(self, path: str) -> bytes:
+        return self.source.encode()
 
     def get_filename(self, fullname: str) -> str:
         # No such file exists, so Python asks this loader for the lines of a traceback.
         return f"{self.path}[export]"
-
-    def get_code(self, fullname: str) -> object:
-        return compile(self.get_source(fullname), self.get_filename(fullname), "exec")
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -224,10 +219,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         package, _, name = fullname.rpartition(".")
         if package != __name__ or name not in chapter_names():
             return None
-        loader = _Loader(name)
-        spec = importlib.util.spec_from_loader(fullname, loader)
-        spec.origin, spec.has_location = loader.get_filename(fullname), True
-        return spec
+        return importlib.util.spec_from_loader(fullname, _Loader(name))
 
 
 sys.meta_path.append(_Finder())

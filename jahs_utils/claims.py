@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import functools
 import math
+import operator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,15 +24,16 @@ from jahs_utils.evidence import Effect, Statistic
 from jahs_utils.experiments import read_results, results_path
 
 LEAST_RUNS = 3  # of a quantity that changes with the seed
-NUMBER_VERDICTS = ("reproduced", "partly", "not reproduced", "capped", "other scale")
 FINDING_VERDICTS = ("holds", "does not hold")
 OPEN_VERDICTS = ("undecided", "not yet run")
-VERDICTS = (*NUMBER_VERDICTS, *FINDING_VERDICTS, *OPEN_VERDICTS)
+VERDICTS = (
+    *("reproduced", "partly", "not reproduced", "capped", "other scale"),
+    *(*FINDING_VERDICTS, *OPEN_VERDICTS),
+)
 Profile = Literal["quick", "standard", "gpu", "paper"]
 
 
-class _Model(pydantic.BaseModel, extra="forbid"):
-    pass
+class _Model(pydantic.BaseModel, extra="forbid"): ...
 
 
 class Reported(_Model):
@@ -103,13 +105,19 @@ class Number(_Claim):
 
     @pydantic.model_validator(mode="after")
     def _one_tolerance(self) -> Number:
-        wanted, other = "distinguishes", "tolerance"
-        if not self.random:
-            wanted, other = other, wanted
-        if getattr(self, wanted) is None or getattr(self, other) is not None:
-            kind = "random" if self.random else "not random"
-            raise ValueError(f"a number that is {kind} has `{wanted}` and no `{other}`")
+        if self.random and (self.distinguishes is None or self.tolerance is not None):
+            raise ValueError("a number that is random has `distinguishes` and no `tolerance`")
+        if not self.random and (self.tolerance is None or self.distinguishes is not None):
+            raise ValueError("a number that is not random has `tolerance` and no `distinguishes`")
         return self
+
+    @property
+    def groups(self) -> list[Group]:
+        return [Group()]
+
+    @property
+    def least(self) -> int:
+        return LEAST_RUNS if self.random else 1
 
 
 class Estimate(_Model):
@@ -143,14 +151,10 @@ class Estimate(_Model):
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> Estimate:
-        needs = {
-            "difference": ["a", "b"],
-            "ratio": ["a", "b"],
-            "equivalence": ["a", "b", "margin"],
-            "correlation": ["x", "y"],
-            "trend": ["over"],
-        }.get(self.kind, [])
-        missing = [name for name in needs if getattr(self, name) is None]
+        needs = {"equivalence": "a b margin", "correlation": "x y", "trend": "over"}
+        needs |= {"difference": "a b", "ratio": "a b"}
+        wanted = needs.get(self.kind, "").split()
+        missing = [name for name in wanted if getattr(self, name) is None]
         if missing:
             raise ValueError(f"an estimate of kind {self.kind} needs {', '.join(missing)}")
         if self.paired and not self.cluster:
@@ -197,6 +201,15 @@ class Finding(_Claim):
             raise ValueError("a finding without rows names under `next` what will decide it")
         return self
 
+    @property
+    def groups(self) -> list[Group]:
+        pair = [self.estimate.a, self.estimate.b]
+        return pair if all(pair) else [Group()]
+
+    @property
+    def least(self) -> int:
+        return 1 if self.estimate.deterministic else LEAST_RUNS
+
 
 Claim = Annotated[Number | Finding, pydantic.Field(discriminator="kind")]
 _READ = pydantic.TypeAdapter(Claim)
@@ -206,7 +219,7 @@ class Verdict(NamedTuple):
     """What the rows say. Values are in the claim's unit; `effect` is None without rows.
 
     spread: standard deviation over rows. groups: the levels of a and b. more, minutes: for
-    "undecided", the further rows that would decide and their time. seconds: of the rows read.
+    "undecided", the further rows that would decide and their time.
     """
 
     verdict: str
@@ -264,50 +277,45 @@ def find_claim(id: str) -> Claim:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=256)
-def _table(chapter: str, name: str, profile: str, path: Path, stamp: int) -> pd.DataFrame:
-    return read_results(chapter, name, profile)
-
-
 def _frame(claim: _Claim, group: Group, profile: str) -> pd.DataFrame | None:
     """The rows of a group at a profile, with its column as `value`; None where there are none."""
     rows = claim.rows
     address = group.experiment or rows.experiment
     chapter, _, name = address.rpartition("/")
-    path = results_path(chapter or claim.chapter, name, profile)
+    chapter = chapter or claim.chapter
+    path = results_path(chapter, name, profile)
     if not path.exists():
         return None
-    frame = _table(chapter or claim.chapter, name, profile, path, path.stat().st_mtime_ns)
+    frame = _table(chapter, name, profile, path, path.stat().st_mtime_ns)
     if rows.through:
-        seconds, devices = frame["wall_seconds"].sum(), frame["device"].unique()
-        frame = getattr(load_chapter(chapter or claim.chapter), rows.through)(frame.copy())
-        frame = frame.assign(wall_seconds=seconds / max(1, len(frame)))
-        frame["device"] = devices[0]
-    for column, wanted in (rows.where | group.where).items():
-        _known(claim, frame, column)
-        # a list stands for itself (channels) or for any of its members (folds)
-        matches = [v == wanted or _is_choice(wanted, v) for v in frame[column]]
-        frame = frame[pd.Series(matches, frame.index, dtype=bool)]  # a list may be empty
-    column = group.column or rows.column
-    if column is None or frame.empty:
-        return None if frame.empty else frame
-    if column in frame:
-        values = frame[column]
-    else:
+        made = getattr(load_chapter(chapter), rows.through)(frame.copy())
+        seconds = frame["wall_seconds"].sum() / max(1, len(made))
+        frame = made.assign(wall_seconds=seconds, device=frame["device"].iloc[0])
+
+    def column(asked: str) -> pd.Series:
         try:
-            values = frame.eval(column)
-        except Exception:
-            raise ValueError(f"claim {claim.id}: no column {column!r} in {address}") from None
-    return frame.assign(value=values.astype(float) * rows.scale)
+            return frame[asked] if asked in frame else frame.eval(asked)
+        except Exception:  # what the parser raises depends on the text
+            raise ValueError(f"claim {claim.id}: no column {asked!r} in {address}") from None
+
+    for key, wanted in (rows.where | group.where).items():
+        matches = [_matches(wanted, value) for value in column(key)]
+        frame = frame[pd.Series(matches, frame.index, dtype=bool)]  # a list may be empty
+    if frame.empty:
+        return None
+    name = group.column or rows.column
+    return frame.assign(value=column(name).astype(float) * rows.scale) if name else frame
 
 
-def _known(claim: _Claim, frame: pd.DataFrame, column: str) -> None:
-    if column not in frame:
-        raise ValueError(f"claim {claim.id}: no column {column!r} in {claim.rows.experiment}")
+@functools.lru_cache(maxsize=256)
+def _table(chapter: str, name: str, profile: str, path: Path, stamp: int) -> pd.DataFrame:
+    return read_results(chapter, name, profile)
 
 
-def _is_choice(wanted: Any, value: Any) -> bool:
-    return isinstance(wanted, list) and not isinstance(value, list) and value in wanted
+def _matches(wanted: Any, value: Any) -> bool:
+    """Whether a value is the one that is wanted, or one of them."""
+    any_of = isinstance(wanted, list) and not isinstance(value, list)  # channels are a list
+    return value in wanted if any_of else value == wanted
 
 
 # --- verdicts -------------------------------------------------------------------------------------
@@ -323,26 +331,15 @@ def judge(claim: Claim) -> Verdict:
 @functools.lru_cache(maxsize=1024)
 def _judge(text: str, results: str, stamps: tuple[int, ...]) -> Verdict:
     claim = _READ.validate_json(text)
-    if claim.rows is None:
-        return Verdict("not yet run")
-    one_group = [Group()]
-    if isinstance(claim, Number):
-        least, groups = LEAST_RUNS if claim.random else 1, one_group
-    else:
-        estimate = claim.estimate
-        least = 1 if estimate.deterministic else LEAST_RUNS
-        groups = [estimate.a, estimate.b] if estimate.a and estimate.b else one_group
-    some = Verdict("not yet run")
-    for profile in claim.rows.profiles:
-        frames = [_frame(claim, group, profile) for group in groups]
-        if any(frame is None for frame in frames):
-            continue
-        verdict = _judge_at(claim, profile, frames)
-        if verdict.n >= least:
-            return verdict
-        if not some.n:
-            some = verdict._replace(verdict="undecided")
-    return some
+    first = Verdict("not yet run")
+    for profile in claim.rows.profiles if claim.rows else []:
+        frames = [_frame(claim, group, profile) for group in claim.groups]
+        if all(frame is not None for frame in frames):
+            verdict = _judge_at(claim, profile, frames)
+            if verdict.n >= claim.least:
+                return verdict
+            first = first if first.n else verdict._replace(verdict="undecided")
+    return first
 
 
 def _judge_at(claim: Claim, profile: str, frames: list[pd.DataFrame]) -> Verdict:
@@ -369,11 +366,8 @@ def _judge_number(claim: Number, profile: str, values: pd.Series) -> Verdict:
         tolerance = min(2 * max(spreads, default=math.inf), claim.distinguishes / 2)
     else:
         effect, tolerance = evidence.exact(value)._replace(n=len(values)), claim.tolerance
-    lack = {
-        "close": abs(value - claim.paper.value),
-        "at_least": claim.paper.value - value,
-        "at_most": value - claim.paper.value,
-    }[claim.comparison]
+    lack = claim.paper.value - value
+    lack = {"close": abs(lack), "at_least": lack, "at_most": -lack}[claim.comparison]
     if claim.cap is not None and abs(value - claim.cap) <= 0.02 * abs(claim.cap):
         verdict = "capped"
     elif profile not in claim.same_scale:
@@ -389,9 +383,8 @@ def _estimate(asked: Estimate, frames: list[pd.DataFrame]) -> tuple[Effect, tupl
     """The effect, and the level of each group."""
     first, cluster = frames[0], asked.cluster
     if asked.kind == "correlation":
-        return evidence.correlation(
-            first, asked.x, asked.y, asked.method, cluster, asked.against
-        ), ()
+        columns = (asked.x, asked.y, asked.method, cluster, asked.against)
+        return evidence.correlation(first, *columns), ()
     if asked.kind == "trend":
         return evidence.trend(first, asked.over, "value", cluster), ()
     if asked.kind == "share":
@@ -399,8 +392,8 @@ def _estimate(asked: Estimate, frames: list[pd.DataFrame]) -> tuple[Effect, tupl
     groups = [evidence.values_by(frame, "value", cluster) for frame in frames]
     levels = tuple(float(values.agg(asked.statistic)) for values in groups)
     if asked.deterministic:
-        gap = {"level": lambda a: a, "ratio": lambda a, b: a / b}
-        effect = evidence.exact(gap.get(asked.kind, lambda a, b: a - b)(*levels))
+        gap = operator.truediv if asked.kind == "ratio" else operator.sub
+        effect = evidence.exact(functools.reduce(gap, levels))
     elif asked.kind == "level":
         effect = evidence.level(groups[0], asked.statistic)
     elif asked.kind == "ratio":
@@ -414,14 +407,12 @@ def _side(asked: Estimate, effect: Effect) -> str:
     """holds, does not hold or undecided, by where the interval lies."""
     low, high = effect.low - asked.reference, effect.high - asked.reference
     if asked.kind == "equivalence":
-        if -asked.margin < low and high < asked.margin:
-            return "holds"
-        return "does not hold" if low > asked.margin or high < -asked.margin else "undecided"
-    if asked.expect == "below":
-        low, high = -high, -low
-    if low > 0:
-        return "holds"
-    return "does not hold" if high < (asked.matters or 0) or high < 0 else "undecided"
+        holds = -asked.margin < low and high < asked.margin
+        fails = low > asked.margin or high < -asked.margin
+    else:
+        low, high = (low, high) if asked.expect == "above" else (-high, -low)
+        holds, fails = low > 0, high < 0 or high < (asked.matters or 0)
+    return "holds" if holds else "does not hold" if fails else "undecided"
 
 
 def _distance(asked: Estimate, effect: Effect) -> float:

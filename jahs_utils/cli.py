@@ -107,16 +107,8 @@ def run_one(
     """Compute the rows that are missing and record them; it can be stopped at any moment."""
     from jahs_utils.experiments import run_experiment
 
-    summary = run_experiment(
-        address,
-        profile,
-        workers=workers,
-        scheduler=scheduler,
-        limit_seconds=limit_seconds,
-        retry_failed=retry_failed,
-        report=typer.echo,
-    )
-    _echo(summary)
+    how = {"workers": workers, "scheduler": scheduler, "limit_seconds": limit_seconds}
+    _echo(run_experiment(address, profile, **how, retry_failed=retry_failed, report=typer.echo))
 
 
 @app.command()
@@ -132,17 +124,9 @@ def record(
     """Compute the missing rows of all chapters, most worth per second first, in the time given."""
     from jahs_utils.record import record as compute
 
-    summary = compute(
-        profile,
-        addresses or (),
-        workers=workers,
-        scheduler=scheduler,
-        limit_seconds=limit_seconds,
-        dry_run=dry_run,
-        retry_failed=retry_failed,
-        report=typer.echo,
-    )
-    _echo(summary)
+    how = {"workers": workers, "scheduler": scheduler, "limit_seconds": limit_seconds}
+    how |= {"dry_run": dry_run, "retry_failed": retry_failed, "report": typer.echo}
+    _echo(compute(profile, addresses or (), **how))
 
 
 def _echo(summary: Any) -> None:
@@ -181,7 +165,7 @@ def claims(
 
     if chapter is not None:
         chapter_path(chapter)
-    entries = [e for e in claims_json() if chapter in (None, e["chapter"])]
+    entries = claims_json(chapter)
     if as_json:
         typer.echo(json.dumps(entries, indent=1, ensure_ascii=False))
         return

@@ -211,10 +211,15 @@ def cifar(name: str) -> Arrays:
     get = functools.partial(loader, download=True)
     root = _official_files(name, loader.base_folder, files, get, other_way)
     # torchvision unpickles these files: only official ones
-    train, test = loader(root, train=True), loader(root, train=False)
-    images = [np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)) for part in (train, test)]
-    labels = [np.asarray(part.targets, dtype=np.int64) for part in (train, test)]
-    return Arrays(images[0], labels[0], images[1], labels[1], train.classes, "official files")
+    parts = [loader(root, train=train) for train in (True, False)]
+    pairs = [(part.data.transpose(0, 3, 1, 2), part.targets) for part in parts]
+    return _official_arrays(pairs, parts[0].classes)
+
+
+def _official_arrays(pairs: list[tuple[np.ndarray, Any]], classes: list[str]) -> Arrays:
+    """Images and labels of both parts, as they are kept."""
+    kept = [(np.ascontiguousarray(x), np.asarray(y, dtype=np.int64)) for x, y in pairs]
+    return Arrays(*kept[0], *kept[1], list(classes), "official files")
 
 
 @functools.cache
@@ -232,9 +237,7 @@ def stl10() -> Arrays:
     get = functools.partial(loader, download=True)
     root = _official_files("stl10", loader.base_folder, files, get, "use cifar10 instead")
     parts = [loader(root, split=split) for split in ("train", "test")]
-    images = [np.ascontiguousarray(part.data) for part in parts]
-    labels = [part.labels.astype(np.int64) for part in parts]
-    return Arrays(images[0], labels[0], images[1], labels[1], list(STL10_CLASSES), "official files")
+    return _official_arrays([(part.data, part.labels) for part in parts], STL10_CLASSES)
 
 
 def digits() -> Arrays:
@@ -276,10 +279,8 @@ def _read_jpeg_copy(path: Path) -> Arrays:
         with np.load(path, allow_pickle=False) as file:
             stream, offsets = file["jpeg"], file["offsets"].astype(np.int64)
             labels, n_train = file["labels"].astype(np.int64), int(file["n_train"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path} is not a JPEG copy of CIFAR-10 ({error})") from None
-    except Exception as error:  # zipfile raises BadZipFile, which is none of the above
-        raise DataError(f"{path} is damaged ({error})") from None
+    except Exception as error:  # zipfile and zlib raise errors of their own
+        raise DataError(f"{path} is not a JPEG copy of CIFAR-10, or damaged ({error})") from None
     ends_fit = offsets.ndim == 1 and [*offsets[:1], *offsets[-1:]] == [0, len(stream)]
     if not ends_fit or (np.diff(offsets) <= 0).any() or len(labels) != len(offsets) - 1:
         raise DataError(f"{path} is truncated or its offsets are wrong ({len(labels)} labels)")

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 
 LEVEL, POWER = 0.95, 0.80
+NORMAL_REACH = float(stats.norm.ppf(0.5 + LEVEL / 2) + stats.norm.ppf(POWER))  # standard errors
 RESAMPLES = 2000
 Statistic = Literal["mean", "median"]
 
@@ -59,9 +60,8 @@ def _from_bootstrap(statistic: Callable[..., float], groups: Sequence[Sequence],
     drawn = np.array(drawn)[np.isfinite(drawn)]
     low, high = np.quantile(drawn, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     error = float(drawn.std(ddof=1))
-    reach = stats.norm.ppf(0.5 + LEVEL / 2) + stats.norm.ppf(POWER)
-    estimate = float(statistic(*groups))
-    return Effect(estimate, float(low), float(high), n, error, float(reach * error))
+    found = float(statistic(*groups)), float(low), float(high)
+    return Effect(*found, n, error, NORMAL_REACH * error)
 
 
 def level(values: Sequence[float], statistic: Statistic = "mean") -> Effect:
@@ -78,18 +78,14 @@ def difference(a: pd.Series, b: pd.Series, paired: bool, statistic: Statistic = 
     """a - b: of pairs that share an index (t-interval of the differences), or Welch's interval."""
     if paired:
         return level((a - b).dropna().to_numpy(), statistic)
+    n = min(len(a), len(b))
     if statistic == "median":
-        return _from_bootstrap(
-            lambda x, y: float(np.median(x) - np.median(y)),
-            [a.to_numpy(), b.to_numpy()],
-            min(len(a), len(b)),
-        )
-    parts = [float(x.var(ddof=1)) / len(x) if len(x) > 1 else math.inf for x in (a, b)]
-    error = math.sqrt(sum(parts))
-    weights = [p**2 / (len(x) - 1) for p, x in zip(parts, (a, b)) if 0 < p < math.inf]
-    degrees = error**4 / sum(weights) if weights and error < math.inf else len(a) + len(b) - 2
-    degrees = degrees if error < math.inf else 0
-    return _from_t(float(a.mean() - b.mean()), error, degrees, min(len(a), len(b)))
+        groups = [a.to_numpy(), b.to_numpy()]
+        return _from_bootstrap(lambda x, y: np.median(x) - np.median(y), groups, n)
+    parts = [x.var() / len(x) for x in (a, b)]
+    freedom = sum(p**2 / max(1, len(x) - 1) for p, x in zip(parts, (a, b)))
+    degrees = sum(parts) ** 2 / freedom if freedom else 1.0
+    return _from_t(float(a.mean() - b.mean()), math.sqrt(sum(parts)), degrees, n)
 
 
 def ratio(a: pd.Series, b: pd.Series, paired: bool) -> Effect:
@@ -110,10 +106,7 @@ def correlation(
     """Correlation of two columns, whole clusters resampled; less that of `against` with y."""
     columns = [y, x] if against is None else [y, x, against]
     table = frame[columns].to_numpy(dtype=float)
-    names = [frame[c].map(str) for c in cluster]
-    places = (
-        list(frame.groupby(names).indices.values()) if cluster else np.arange(len(table))[:, None]
-    )
+    places = _clusters(frame, cluster) if cluster else np.arange(len(table))[:, None]
 
     def correlate(rows: np.ndarray) -> float:
         drawn = table[rows].T
@@ -142,10 +135,8 @@ def trend(frame: pd.DataFrame, over: str, y: str, cluster: list[str]) -> Effect:
     if not cluster:
         line = stats.linregress(steps, values)
         return _from_t(float(line.slope), float(line.stderr), len(steps) - 2, len(steps))
-    names = [frame[c].map(str) for c in cluster]
-    places = frame.groupby(names).indices.values()
-    slopes = [stats.linregress(steps[k], values[k]).slope for k in places if np.ptp(steps[k]) > 0]
-    return level(slopes)
+    apart = [k for k in _clusters(frame, cluster) if np.ptp(steps[k]) > 0]
+    return level([stats.linregress(steps[k], values[k]).slope for k in apart])
 
 
 def share(successes: Sequence[bool]) -> Effect:
@@ -153,16 +144,24 @@ def share(successes: Sequence[bool]) -> Effect:
     n, hits = len(successes), int(sum(bool(s) for s in successes))
     interval = stats.binomtest(hits, n).proportion_ci(LEVEL)
     error = math.sqrt(0.25 / n)
-    reach = stats.norm.ppf(0.5 + LEVEL / 2) + stats.norm.ppf(POWER)
-    return Effect(hits / n, interval.low, interval.high, n, error, float(reach * error))
+    return Effect(hits / n, interval.low, interval.high, n, error, NORMAL_REACH * error)
 
 
-def values_by(frame: pd.DataFrame, column: str, cluster: list[str]) -> pd.Series:
+def values_by(frame: pd.DataFrame, column: str, cluster: Sequence[str]) -> pd.Series:
     """The column's mean for each cluster, indexed by it; without clusters the column itself."""
     values = frame[column].astype(float)
     if not cluster:
         return values.reset_index(drop=True)
-    return values.groupby([frame[c].map(str) for c in cluster]).mean()
+    return values.groupby(_names(frame, cluster)).mean()
+
+
+def _clusters(frame: pd.DataFrame, cluster: Sequence[str]) -> list[np.ndarray]:
+    """The places of each cluster's rows."""
+    return list(frame.groupby(_names(frame, cluster)).indices.values())
+
+
+def _names(frame: pd.DataFrame, cluster: Sequence[str]) -> list[pd.Series]:
+    return [frame[column].map(str) for column in cluster]  # lists, too, can be grouped so
 
 
 def needed(effect: Effect, distance: float) -> float:

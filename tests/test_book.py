@@ -323,13 +323,6 @@ def test_a_value_that_is_the_default_adds_no_cell(many: Path) -> None:
     assert book.chapter_parameters("00_short", same) == {}
 
 
-def test_a_page_without_a_place_for_its_table_is_an_error(tmp_path: Path) -> None:
-    page = tmp_path / "speed.md"
-    page.write_text("# Speed\n", encoding="utf-8")
-    with pytest.raises(book.BookError, match=r"speed\.md has no line <!-- speed-table -->"):
-        book._fill_in(page, "<!-- speed-table -->", "speed_markdown")
-
-
 def test_unknown_parameters_stop_a_build_before_it_starts(chapter: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown parameter of 00_short 'sed'"):
         book.build(parameters={"sed": 1})

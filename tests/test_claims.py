@@ -1,6 +1,8 @@
 import json
 import re
+import runpy
 import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -9,15 +11,11 @@ import yaml
 from jahs_utils import evidence, scoreboard
 from jahs_utils.chapters import book_root, chapter_names, chapter_path
 from jahs_utils.claims import Finding, Verdict, judge, read_claims
-from jahs_utils.scoreboard import (
-    claims_json,
-    claims_table,
-    findings_table,
-    headings,
-    scoreboard_markdown,
-    sentence,
-    speed_markdown,
-)
+from jahs_utils.scoreboard import claims_json, claims_table, findings_table, sentence
+
+PAGES = runpy.run_path(str(Path(__file__).parents[1] / "book" / "pages.py"))
+headings, scoreboard_markdown = PAGES["headings"], PAGES["scoreboard_markdown"]
+found_markdown, speed_markdown = PAGES["found_markdown"], PAGES["speed_markdown"]
 
 NUMBER = {
     "id": "a",
@@ -386,6 +384,21 @@ def test_every_wording_of_every_finding_can_be_filled_in(monkeypatch):
 def test_the_scoreboard_holds_every_claim():
     board = scoreboard_markdown()
     assert all(claim.statement in board for claim in read_claims())
+
+
+def test_the_title_page_draws_and_says_what_each_chapter_found():
+    page = found_markdown()
+    for claim in read_claims():
+        if isinstance(claim, Finding) and claim.headline:
+            assert sentence(claim.id) in page
+            assert f">{claim.chapter[:2]}  {claim.statement[:20]}" in page  # a text of the picture
+    assert page.count("<figure") == 1
+
+
+def test_a_page_without_a_place_for_its_table_is_an_error(tmp_path):
+    (tmp_path / "index.md").write_text("# Title\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^index\.md has no line <!-- found -->"):
+        PAGES["fill_in"](tmp_path)
 
 
 def test_the_speed_page_shows_the_recorded_benchmark():

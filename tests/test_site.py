@@ -13,6 +13,7 @@ import functools
 import http.server
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import threading
@@ -30,9 +31,9 @@ from tornado.websocket import websocket_connect
 
 from jahs_utils.book import build
 from jahs_utils.chapters import chapter_names, load_chapter
-from jahs_utils.scoreboard import headings
 
 ROOT = Path(__file__).parents[1]
+headings = runpy.run_path(str(ROOT / "book" / "pages.py"))["headings"]
 CHROMIUM = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
 )

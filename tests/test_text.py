@@ -14,7 +14,7 @@ PLACE = {"read_text": 0, "write_text": 1, "open": 2}  # of the encoding among th
 
 def sources() -> Iterator[tuple[str, str]]:
     """Every Python file and every code cell of the checkout, with its name."""
-    for folder in ("jahs_utils", "tests", "tools", "benchmarks"):
+    for folder in ("jahs_utils", "book", "tests", "tools", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "chapters").glob("*.ipynb")):

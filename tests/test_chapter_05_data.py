@@ -1,4 +1,4 @@
-"""ImageNet32x32 and ModelNet10: small files of the real format, read, voxelized and refused."""
+"""ImageNet32x32 and ModelNet10, which chapter 05 reads: small files of their formats."""
 
 import itertools
 import pickle
@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, optimize
 
-from jahs_utils.data import channel_statistics, load
+from jahs_utils import load, load_chapter
+from jahs_utils.data import channel_statistics
 from jahs_utils.data_files import DataError, data_roots
-from jahs_utils.transfer_data import MODELNET10_CLASSES, read_off, voxelize
 
+chapter = load_chapter("05_smash")
+read_off, voxelize, CLASSES = chapter.read_off, chapter.voxelize, chapter.FURNITURE
 TRAIN, VAL = "Imagenet32_train_npz", "Imagenet32_val_npz"
 
 
@@ -149,7 +151,7 @@ def test_a_missing_batch_is_named(file, imagenet_folder):
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("imagenet32", [TRAIN, VAL, "Imagenet32_{train,val}_npz.zip", "image-net.org"]),
+        ("imagenet32", [f"{TRAIN}.zip", f"{VAL}.zip", "image-net.org"]),
         ("modelnet10", ["ModelNet10", "ModelNet10.zip", "modelnet.cs.princeton.edu"]),
     ],
 )
@@ -329,7 +331,7 @@ def test_every_voxel_found_meets_the_triangle(triangle):
 
 def write_modelnet(root: Path) -> Path:
     """Two training meshes and a test mesh of each class: boxes as tall as the class's number."""
-    for number, name in enumerate(MODELNET10_CLASSES, 1):
+    for number, name in enumerate(CLASSES, 1):
         for part, numbers in (("train", (1, 2)), ("test", (3,))):
             folder = root / "ModelNet10" / name / part
             folder.mkdir(parents=True)
@@ -363,7 +365,7 @@ def test_the_set_has_32_channels_and_the_ten_names(data_folder):
     write_modelnet(data_folder)
     data = load("modelnet10", device="cpu")
     assert data.image_shape == (32, 32, 32)
-    assert data.classes == tuple(MODELNET10_CLASSES)
+    assert data.classes == tuple(CLASSES)
     assert set(data.train_images.unique().tolist()) == {0, 255}
 
 
