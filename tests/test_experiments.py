@@ -29,8 +29,8 @@ from jahs_utils.experiments import (
     read_results,
     recorded_costs,
     results_path,
-    run_experiment,
 )
+from jahs_utils.record import run_experiment
 
 
 def results(name: str, profile: str = "quick") -> Results:
@@ -62,7 +62,7 @@ def times_computed(folder: Path) -> Counter:
 
 
 def start_run(name: str) -> subprocess.Popen:
-    code = f"from jahs_utils.experiments import *; run_experiment('90_small/{name}', 'quick')"
+    code = f"from jahs_utils.record import *; run_experiment('90_small/{name}', 'quick')"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: one number format for all
     return subprocess.Popen([sys.executable, "-c", code], env=environment)
 
@@ -463,7 +463,7 @@ def cluster_run(make_book, tmp_path_factory):
     book = make_book(root)
     log = root / "log"
     code = (
-        "from jahs_utils.experiments import *\n"
+        "from jahs_utils.record import *\n"
         "if __name__ == '__main__':\n"
         "    s = run_experiment('90_small/killing', 'quick', workers=2)\n"
         "    print(s.ok, s.failed, s.left, s.reason)\n"

@@ -472,7 +472,7 @@ def test_workers_share_cores_and_gpus_and_show_no_progress(monkeypatch):
         names = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "JAHS_PROGRESS"
         raise LookupError(" ".join(os.environ[name] for name in names))
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 6)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     with Evaluator(environment, workers=2) as evaluator:
         for _ in range(2):
