@@ -119,28 +119,21 @@ class Row:
     @classmethod
     def read(cls, line: bytes) -> Row:
         """The row in a line of JSON; ValueError with the field that is wrong."""
+        name, fields = "line", {}
         try:
             entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"line: {error}") from None
-        if not isinstance(entry, dict):
-            raise ValueError("line: a row is an object with names and values")
-        entry = {"predicted_seconds": None, "processes": None} | entry
-        for name in entry.keys() ^ _kinds(cls).keys():
-            raise ValueError(f"{name}: {'no field of a row' if name in entry else 'missing'}")
-        for name, kind in _kinds(cls).items():
-            try:
-                if name == "finished":
-                    entry[name] = datetime.datetime.fromisoformat(entry[name])
-                if name == "data" and entry[name] is not None:
-                    entry[name] = DataSource(**entry[name])
-                if name == "status":
-                    one_of(entry[name], ("ok", "failed"), name)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{name}: {error}") from None
-            if not isinstance(entry[name], kind):
-                raise ValueError(f"{name}: {entry[name]!r} is of the wrong type")
-        return cls(**entry)
+            if not isinstance(entry, dict):
+                raise ValueError("a row is an object with names and values")
+            entry = {"predicted_seconds": None, "processes": None} | entry
+            for name in entry.keys() ^ _kinds(cls).keys():
+                raise ValueError("no field of a row" if name in entry else "missing")
+            for name, kind in _kinds(cls).items():
+                fields[name] = READ[name](entry[name]) if name in READ else entry[name]
+                if not isinstance(fields[name], kind):
+                    raise ValueError(f"{entry[name]!r} is of the wrong type")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from None
+        return cls(**fields)
 
     def line(self) -> bytes:
         """The row as a line of JSON."""
@@ -150,6 +143,11 @@ class Row:
         return text.encode("utf-8", "backslashreplace")  # lone surrogates as JSON has them
 
 
+READ: dict[str, Callable[[Any], Any]] = {  # from what JSON has
+    "data": lambda value: value if value is None else DataSource(**value),
+    "finished": datetime.datetime.fromisoformat,
+    "status": lambda value: one_of(value, ("ok", "failed"), "status"),
+}
 _kinds = functools.cache(typing.get_type_hints)
 
 
@@ -196,13 +194,10 @@ class Results:
         known: the row of the key that the caller has seen, to be computed again.
         """
         lock = self._lock(key_id(key))
-        try:
+        with contextlib.suppress(filelock.Timeout):
             lock.acquire(blocking=False)
-        except filelock.Timeout:
-            yield False
-            return
         try:
-            yield self.recorded().get(key_id(key)) == known
+            yield lock.is_locked and self.recorded().get(key_id(key)) == known
         finally:
             lock.release()
 
@@ -238,10 +233,9 @@ def read_results(chapter: str, name: str, profile: str) -> pd.DataFrame:
             f"no recorded rows of {chapter}/{name} at profile {profile!r}: "
             f"jahs experiment run {chapter}/{name} --profile {profile}"
         )
-    extra = ({"wall_seconds": r.wall_seconds, "device": r.device} for r in rows)
-    frame = pd.DataFrame([r.key | r.metrics | e for r, e in zip(rows, extra)])
-    key_names = list(rows[0].key)
-    order = [c for c in key_names if frame[c].map(type).ne(list).all()]
+    measured = [{"wall_seconds": row.wall_seconds, "device": row.device} for row in rows]
+    frame = pd.DataFrame([row.key | row.metrics | m for row, m in zip(rows, measured)])
+    order = [name for name in rows[0].key if frame[name].map(type).ne(list).all()]
     return frame.sort_values(order, kind="stable", ignore_index=True, key=_sortable)
 
 
@@ -277,8 +271,7 @@ def recorded_costs(chapter: str) -> pd.DataFrame:
     folder = book_root() / "results" / chapter
     table = []
     for path in sorted(folder.glob("*.jsonl")):
-        name, _, profile = path.stem.rpartition("-")
-        rows = Results(path).rows()
+        (name, _, profile), rows = path.stem.rpartition("-"), Results(path).rows()
         minutes = sum(row.wall_seconds for row in rows) / 60
         devices = ", ".join(sorted({row.device for row in rows}))
         content = sorted(json.dumps([row.key, row.status, row.metrics]) for row in rows)

@@ -35,7 +35,7 @@ from jahs_utils.experiments import (
 )
 from jahs_utils.networks import ConvNet
 from jahs_utils.train import fit
-from jahs_utils.workers import AGAIN, Cluster, Died, Here, Processes, cores, gpus
+from jahs_utils.workers import Cluster, Died, Here, Processes, cores, gpus
 
 Report = Callable[[str], object]
 
@@ -268,7 +268,7 @@ class Run:
         try:
             row = future.result()
         except CancelledError:
-            raise ConnectionError(f"the Dask scheduler went away; {AGAIN}") from None
+            raise self.lanes.gone("went away") from None
         except Exception as problem:
             if not isinstance(problem, Died) and type(problem).__name__ != "KilledWorker":
                 raise
@@ -441,7 +441,7 @@ def _calibrate(lanes: Here, choose: bool, report: Report) -> tuple[str, dict[str
             best = n
         lanes.keep(best)
     tried = ", ".join(f"{n}: {speed:.0f}" for n, speed in together.items())
-    report(f"{device}: {_at_once(lanes)} at a time (steps a second by processes: {tried})")
+    report(f"{device}: {max(1, lanes.slots())} at a time (steps a second by processes: {tried})")
     return device, speeds
 
 
@@ -453,7 +453,7 @@ def _outlook(what: str, works: Sequence[Work], lanes: Here, report: Report) -> i
         count += len(found)
         times = "as long as its first row will tell"
         if found and None not in found:
-            at_once = 1 if work.experiment.alone else min(_at_once(lanes), len(found))
+            at_once = 1 if work.experiment.alone else min(max(1, lanes.slots()), len(found))
             seconds = np.sum(found, axis=0) / at_once
             known, total, times = known + len(found), total + seconds, _minutes(seconds)
         if found:
@@ -461,10 +461,6 @@ def _outlook(what: str, works: Sequence[Work], lanes: Here, report: Report) -> i
     if count:
         report(f"{what} in all: {count} rows; {_minutes(total)} for {known} of them")
     return count
-
-
-def _at_once(lanes: Here) -> int:
-    return lanes.processes or max(1, lanes.slots())
 
 
 def _minutes(seconds: Sequence[float]) -> str:

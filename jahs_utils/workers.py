@@ -198,20 +198,21 @@ class Cluster(Here):
         try:
             return call(*arguments, **options)
         except (OSError, RuntimeError) as error:
-            raise self._gone(f"does not answer ({type(error).__name__})") from None
+            raise self.gone(f"does not answer ({type(error).__name__})") from None
 
-    def _gone(self, what: str) -> ConnectionError:
+    def gone(self, what: str) -> ConnectionError:
+        """What to raise when the scheduler is of no more use."""
         return ConnectionError(f"the Dask scheduler {self.address} {what}; {AGAIN}")
 
     def slots(self) -> int:
         # Asked each time: workers may join late, and those that were killed return.
         info = self._answer(self._client.scheduler_info, n_workers=-1)
         if "workers" not in info:
-            raise self._gone("went away")
+            raise self.gone("went away")
         workers = len(info["workers"])
         self._seen = time.monotonic() if workers else self._seen
         if time.monotonic() - self._seen > PATIENCE:
-            raise self._gone(f"has had no worker for {PATIENCE:.0f} s")
+            raise self.gone(f"has had no worker for {PATIENCE:.0f} s")
         return workers
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:

@@ -185,7 +185,7 @@ def test_a_torn_last_line_is_passed_over_and_cut_by_the_next_row(share, tmp_path
     kept, torn, new = (dataclasses.replace(row, key={"x": x}) for x, row in enumerate([ROW] * 3))
     file = Results(tmp_path_factory.mktemp("torn") / "rows.jsonl")
     file.append(kept)
-    line = torn.line()[:-1]
+    line = torn.line()
     with open(file.path, "ab") as stream:
         stream.write(line[: 1 + int(share * len(line))])
     assert file.rows() == [kept]
@@ -219,7 +219,7 @@ def test_rows_of_before_predictions_read_as_they_are():
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_rows_that_an_editor_has_saved_are_read_and_continued(start, end, tmp_path):
     file = Results(tmp_path / "rows.jsonl")
-    file.path.write_bytes(start + ROW.line().replace(b"\n", end))
+    file.path.write_bytes(start + ROW.line() + end)
     assert file.rows() == [ROW]
     other = dataclasses.replace(ROW, key={"x": 1})
     file.append(other)

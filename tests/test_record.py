@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import pytest_itemcollected
 from test_train import needs_cuda as NEEDED
 
@@ -326,6 +327,29 @@ def test_a_number_of_processes_that_was_asked_for_is_kept(book):
     card = Card({1: 100, 2: 100}, 20)
     recording._calibrate(card, False, print)
     assert card.processes == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "count"),
+    [("cuda", "auto", 16), ("cuda", "cuda:1", 8), ("cpu", "cpu", 40)],
+)
+def test_a_gpu_has_up_to_eight_processes_and_the_cpu_one_for_each_core(
+    kind, device, count, monkeypatch
+):
+    monkeypatch.setattr(recording, "cores", lambda: 40)
+    monkeypatch.setattr(recording, "pick_device", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("JAHS_DEVICE", device)
+    assert recording.open_lanes(None, None).processes == count
+    assert recording.open_lanes(3, None).processes == 3
+
+
+def test_each_gpu_has_its_own_memory_for_processes(book, monkeypatch):
+    monkeypatch.setattr(recording, "gpus", lambda: ["4", "7"])
+    card = Card({1: 100, 2: 200, 4: 390}, 2)
+    recording._calibrate(card, True, print)
+    assert card.processes == 4
 
 
 # --- processes ------------------------------------------------------------------------------------

@@ -213,14 +213,14 @@ EXEMPT = {
     "progress.ProgressBar.update": IN_EVERY_STEP,
 } | dict.fromkeys(
     [
-        "record.Forecast",
-        "record.Here.each",
-        "record.Processes",
-        "record.Processes.keep",
         "record.Run",
         "record.Run.summary",
-        "record.Work.estimate",
         "record.Work.learn",
+        "record.forecast",
+        "workers.Here.each",
+        "workers.Processes",
+        "workers.Processes.keep",
+        "workers.environment",
     ],
     "part of a run, whose arguments are refused before it begins",
 )
