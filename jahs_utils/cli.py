@@ -105,7 +105,7 @@ def run_one(
     retry_failed: Retry = False,
 ) -> None:
     """Compute the rows that are missing and record them; it can be stopped at any moment."""
-    from jahs_utils.experiments import run_experiment
+    from jahs_utils.record import run_experiment
 
     how = {"workers": workers, "scheduler": scheduler, "limit_seconds": limit_seconds}
     _echo(run_experiment(address, profile, **how, retry_failed=retry_failed, report=typer.echo))

@@ -7,7 +7,6 @@ computes only the keys that have no row yet, so it can be killed and started aga
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import dataclasses
 import datetime
@@ -17,7 +16,6 @@ import importlib.metadata
 import itertools
 import json
 import math
-import os
 import platform
 import time
 import typing
@@ -31,9 +29,10 @@ import torch
 
 import jahs_utils
 from jahs_utils.chapters import book_root, code_version, load_chapter
-from jahs_utils.checks import PROFILES, one_of, whole
+from jahs_utils.checks import PROFILES, one_of
 from jahs_utils.data import load
 from jahs_utils.device import describe_device, fastest_format, pick_device
+from jahs_utils.lines import append_line, read_lines
 from jahs_utils.progress import ProgressBar
 
 Key = dict[str, Any]
@@ -120,38 +119,35 @@ class Row:
     @classmethod
     def read(cls, line: bytes) -> Row:
         """The row in a line of JSON; ValueError with the field that is wrong."""
+        name, fields = "line", {}
         try:
             entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"line: {error}") from None
-        if not isinstance(entry, dict):
-            raise ValueError("line: a row is an object with names and values")
-        kinds = _kinds(cls)
-        for name in entry.keys() ^ (kinds.keys() - ({*OPTIONAL} - entry.keys())):
-            raise ValueError(f"{name}: {'no field of a row' if name in entry else 'missing'}")
-        for name, value in entry.items():
-            try:
-                if name == "finished":
-                    entry[name] = datetime.datetime.fromisoformat(value)
-                if name == "data" and value is not None:
-                    entry[name] = DataSource(**value)
-                if name == "status":
-                    one_of(value, ("ok", "failed"), "status")
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{name}: {error}") from None
-            if not isinstance(entry[name], kinds[name]):
-                raise ValueError(f"{name}: {value!r} is of the wrong type")
-        return cls(**entry)
+            if not isinstance(entry, dict):
+                raise ValueError("a row is an object with names and values")
+            entry = {"predicted_seconds": None, "processes": None} | entry
+            for name in entry.keys() ^ _kinds(cls).keys():
+                raise ValueError("no field of a row" if name in entry else "missing")
+            for name, kind in _kinds(cls).items():
+                fields[name] = READ[name](entry[name]) if name in READ else entry[name]
+                if not isinstance(fields[name], kind):
+                    raise ValueError(f"{entry[name]!r} is of the wrong type")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from None
+        return cls(**fields)
 
     def line(self) -> bytes:
         """The row as a line of JSON."""
         finished = self.finished.isoformat().replace("+00:00", "Z")
         entry = dataclasses.asdict(self) | {"finished": finished}
         text = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
-        return text.encode("utf-8", "backslashreplace") + b"\n"  # lone surrogates as JSON has them
+        return text.encode("utf-8", "backslashreplace")  # lone surrogates as JSON has them
 
 
-OPTIONAL = ("predicted_seconds", "processes")
+READ: dict[str, Callable[[Any], Any]] = {  # from what JSON has
+    "data": lambda value: value if value is None else DataSource(**value),
+    "finished": datetime.datetime.fromisoformat,
+    "status": lambda value: one_of(value, ("ok", "failed"), "status"),
+}
 _kinds = functools.cache(typing.get_type_hints)
 
 
@@ -171,11 +167,8 @@ class Results:
         Raises ValueError with the line number for a line that is not a row. An unfinished last
         line (a run was killed in the middle of writing) is not a row yet and is passed over.
         """
-        if not self.path.exists():
-            return {}
-        lines = self.path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")[:-1]
         rows: dict[str, Row] = {}
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(read_lines(self.path), start=1):
             try:
                 row = Row.read(line)
             except ValueError as error:
@@ -188,15 +181,10 @@ class Results:
 
     def append(self, row: Row) -> bool:
         """Write a row unless its key has a good one already; True when it was written."""
-        line = row.line()
         with self._lock("file"):
             if any(r.status == "ok" and r.key == row.key for r in self.rows()):
                 return False
-            with open(self.path, "ab+") as file:
-                self._cut_torn_line(file)
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self.path, row.line())
         return True
 
     @contextlib.contextmanager
@@ -206,13 +194,10 @@ class Results:
         known: the row of the key that the caller has seen, to be computed again.
         """
         lock = self._lock(key_id(key))
-        try:
+        with contextlib.suppress(filelock.Timeout):
             lock.acquire(blocking=False)
-        except filelock.Timeout:
-            yield False
-            return
         try:
-            yield self.recorded().get(key_id(key)) == known
+            yield lock.is_locked and self.recorded().get(key_id(key)) == known
         finally:
             lock.release()
 
@@ -223,15 +208,6 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(folder / name)
 
-    @staticmethod
-    def _cut_torn_line(file: Any) -> None:
-        file.seek(0)
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-        file.seek(0, os.SEEK_END)
-
 
 def key_id(key: Key) -> str:
     """A short name of a key that does not depend on the order of its entries."""
@@ -241,9 +217,8 @@ def key_id(key: Key) -> str:
 
 def results_path(chapter: str, name: str, profile: str) -> Path:
     """Where the rows of an experiment are: `results/CHAPTER/NAME-PROFILE.jsonl`."""
-    return (
-        book_root() / "results" / chapter / f"{name}-{one_of(profile, PROFILES, 'profile')}.jsonl"
-    )
+    one_of(profile, PROFILES, "profile")
+    return book_root() / "results" / chapter / f"{name}-{profile}.jsonl"
 
 
 def read_results(chapter: str, name: str, profile: str) -> pd.DataFrame:
@@ -258,10 +233,9 @@ def read_results(chapter: str, name: str, profile: str) -> pd.DataFrame:
             f"no recorded rows of {chapter}/{name} at profile {profile!r}: "
             f"jahs experiment run {chapter}/{name} --profile {profile}"
         )
-    extra = ({"wall_seconds": r.wall_seconds, "device": r.device} for r in rows)
-    frame = pd.DataFrame([r.key | r.metrics | e for r, e in zip(rows, extra)])
-    key_names = list(rows[0].key)
-    order = [c for c in key_names if frame[c].map(type).ne(list).all()]
+    measured = [{"wall_seconds": row.wall_seconds, "device": row.device} for row in rows]
+    frame = pd.DataFrame([row.key | row.metrics | m for row, m in zip(rows, measured)])
+    order = [name for name in rows[0].key if frame[name].map(type).ne(list).all()]
     return frame.sort_values(order, kind="stable", ignore_index=True, key=_sortable)
 
 
@@ -277,6 +251,8 @@ def obtain_rows(address: str, profile: str) -> pd.DataFrame:
     """
     chapter, name, experiment = find_experiment(address)
     if profile != "quick":
+        from jahs_utils.record import run_experiment
+
         run_experiment(address, profile, report=print)
         return read_results(chapter, name, profile)
     rows = []
@@ -295,8 +271,7 @@ def recorded_costs(chapter: str) -> pd.DataFrame:
     folder = book_root() / "results" / chapter
     table = []
     for path in sorted(folder.glob("*.jsonl")):
-        name, _, profile = path.stem.rpartition("-")
-        rows = Results(path).rows()
+        (name, _, profile), rows = path.stem.rpartition("-"), Results(path).rows()
         minutes = sum(row.wall_seconds for row in rows) / 60
         devices = ", ".join(sorted({row.device for row in rows}))
         content = sorted(json.dumps([row.key, row.status, row.metrics]) for row in rows)
@@ -362,51 +337,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions | {"jahs-utils": jahs_utils.__version__}
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a run did: rows written (`ok`, `failed`), keys still without a row, and why."""
-
-    ok: int
-    failed: int
-    left: int
-    reason: str
-
-
-def run_experiment(
-    address: str,
-    profile: str,
-    *,
-    workers: int = 1,
-    scheduler: str | None = None,
-    limit_seconds: float | None = None,
-    retry_failed: bool = False,
-    report: Callable[[str], object] = lambda line: None,
-) -> Summary:
-    """Compute and record the rows of "CHAPTER/NAME" that are missing at `profile`.
-
-    workers: local processes (1: this process), each with its share of the cores, or with a GPU of
-    its own. scheduler: address of a Dask cluster to use instead. limit_seconds: start nothing
-    that the recorded rows say would not end in time. retry_failed: compute failed rows again.
-    Raises ValueError for a number out of range, ConnectionError for a cluster that goes away.
-    """
-    from jahs_utils import record
-
-    deadline = record.deadline_of(limit_seconds)
-    here = whole(workers, "workers") == 1 and scheduler is None
-    work = record.Work(address, profile, retry_failed)
-    late = [record.Job(work, key) for key in work.missing]
-    recorded = len(work.keys) - len(late)
-    report(f"{address} {profile}: {len(late)} rows to compute, {recorded} recorded")
-    with contextlib.closing(
-        record.Here() if here else record.open_lanes(workers, scheduler)
-    ) as lanes:
-        run = record.Run(lanes, deadline, report)
-        if late and time.monotonic() < deadline:
-            work.learn(*lanes.each(record.hardware), {})
-            late = run.compute(late)
-    return run.summary(len(work.left()), "time limit" if late else "")
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

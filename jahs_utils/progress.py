@@ -5,69 +5,51 @@ from __future__ import annotations
 import os
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 
 class ProgressBar:
-    """A bar over `total` units of work; `update` takes the amount done so far.
+    """A bar over `total` units of work, emptied at the end; `update` takes the amount done so far.
 
-    A terminal gets a tqdm line that is cleared at the end; a notebook gets one display that is
-    emptied at the end. With `JAHS_PROGRESS=0`, and where output is not a terminal, nothing is
+    With `JAHS_PROGRESS=0`, and where output is neither a terminal's nor a notebook's, nothing is
     shown: runs by papermill, nbval and in logs stay clean.
     """
 
     def __init__(self, total: float, label: str) -> None:
-        self.total, self.label = total, label
-        self._bar: Any = None
-        self._display = None
-        self._shown = time.monotonic()
-        if os.environ.get("JAHS_PROGRESS") == "0":
-            return
-        if "ipykernel" in sys.modules and _in_kernel():
-            from IPython.display import display
+        self._total, self._label, self._shown = total, label, time.monotonic()
+        self._in_terminal, self._in_notebook = False, None
+        if os.environ.get("JAHS_PROGRESS") != "0":
+            if _in_kernel():
+                from IPython.display import display
 
-            self._display = display({"text/plain": label}, raw=True, display_id=True)
-        elif sys.stderr.isatty():
-            from tqdm import tqdm
-
-            layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
-            self._bar = tqdm(total=total, desc=label, leave=False, bar_format=layout)
+                self._in_notebook = display({"text/plain": label}, raw=True, display_id=True)
+            else:
+                self._in_terminal = sys.stderr.isatty()
 
     def update(self, done: float, note: str = "") -> None:
-        """Show `done` of `total`; redraws at most five times a second."""
-        if self._bar is None and self._display is None:
-            return
+        """Show `done` of the total; redraws at most five times a second."""
         now = time.monotonic()
-        if now - self._shown < 0.2:
-            return
-        self._shown = now
-        text = f"{self.label} {note}".strip()
-        if self._bar is not None:
-            self._bar.set_description_str(text, refresh=False)
-            self._bar.n = min(done, self.total)
-            self._bar.refresh()
-        else:
-            share = min(done / self.total, 1.0)
-            line = f"{text} {share:4.0%} " + "#" * round(30 * share) + "." * round(30 * (1 - share))
-            self._display.update({"text/plain": line}, raw=True)
+        if now - self._shown >= 0.2:
+            self._shown, share = now, min(done / self._total, 1.0)
+            bar = "#" * round(30 * share)
+            self._draw(f"{self._label} {share:4.0%} |{bar:.<30}| {note}")
+
+    def _draw(self, text: str) -> None:
+        if self._in_notebook is not None:
+            self._in_notebook.update({"text/plain": text} if text else {}, raw=True)
+        if self._in_terminal:
+            print(f"\r\033[K{text[:79]}", end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> ProgressBar:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        if self._display is not None:
-            self._display.update({}, raw=True)
+    def __exit__(self, *exception: Any) -> None:
+        self._draw("")
 
 
 def _in_kernel() -> bool:
+    if "ipykernel" not in sys.modules:
+        return False
     from IPython import get_ipython
 
     return getattr(get_ipython(), "kernel", None) is not None

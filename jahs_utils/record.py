@@ -5,18 +5,14 @@ What a row will take is predicted from the rows there are; what cannot end in ti
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import logging
 import math
-import os
-import queue
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +26,6 @@ from jahs_utils.experiments import (
     Key,
     Results,
     Row,
-    Summary,
     compute_row,
     describe_row,
     find_experiment,
@@ -39,18 +34,25 @@ from jahs_utils.experiments import (
     results_path,
 )
 from jahs_utils.networks import ConvNet
-from jahs_utils.search import _become_worker, _environment
 from jahs_utils.train import fit
+from jahs_utils.workers import Cluster, Died, Here, Processes, cores, gpus
 
 Report = Callable[[str], object]
 
-PATIENCE = 300.0  # seconds without any worker after which a cluster is given up
 UNKNOWN = 120.0  # seconds that must be left to start a row of which nothing is known
 GPU_ROOM = 6 * 2**30  # bytes of a GPU's memory for each process that shares it
 KNEE = 1.15  # twice the processes must do this many times the work
 WORK = ("epochs", "steps", "images", "total", "trials", "depth", "width")  # proportional to time
-AGAIN = "what was computed is recorded: start it and call again"
-SPEEDS = ("results", "speeds.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run did: rows written (`ok`, `failed`), keys still without a row, and why."""
+
+    ok: int
+    failed: int
+    left: int
+    reason: str
 
 
 # --- how long a row takes -------------------------------------------------------------------------
@@ -64,72 +66,64 @@ class Estimate(NamedTuple):
     high: float
 
 
-class Forecast:
-    """Predicts the seconds of an experiment's rows from its recorded ones.
+def forecast(
+    rows: Sequence[Row],
+    keys: Sequence[Key],
+    device: str,
+    speeds: dict[str, float],
+    processes: int | None,
+) -> list[Estimate | None]:
+    """The seconds of an experiment's keys on `device`, from its good rows; None without any.
 
     Bayesian linear regression of log seconds on a key's entries: numbers by their logarithm, other
     values one by one. The prior: seconds grow with epochs, steps and the like, and differ between
     devices by the measured ratio of `speeds`; each of these is uncertain by a factor of about two.
     """
+    if not rows or not keys:
+        return [None for _ in keys]
+    from scipy.linalg import cho_solve
+    from sklearn.feature_extraction import DictVectorizer
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, DotProduct
 
-    def __init__(self, rows: Iterable[Row], device: str, speeds: dict[str, float]) -> None:
-        self.device, self.speeds = device, speeds
-        self.rows = [row for row in rows if row.status == "ok"]
-        self.usual: dict[str, float] = {}
+    seen, seen_prior = zip(*(_features(r.key, r.processes, r.device, device, speeds) for r in rows))
+    asked, prior = zip(*(_features(key, processes, device, device, speeds) for key in keys))
+    table = DictVectorizer(sparse=False).fit(seen + asked)
+    kernel, x, noise = DotProduct(4.0) + 0.2 * RBF(0.5), table.transform(seen), 0.15
+    y = np.log([max(row.wall_seconds, 1e-3) for row in rows]) - seen_prior
+    model = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y)
+    # Each row predicted from the others: where that is off, rows scatter more than assumed.
+    precision = np.diag(cho_solve((model.L_, True), np.eye(len(seen))))
+    noise *= max(1.0, float(np.sqrt(np.mean(np.square(model.alpha_) / precision))))
+    model = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y)
+    mean, spread = model.predict(table.transform(asked), return_std=True)
+    middle, factor = np.exp(mean + prior), np.exp(1.645 * np.hypot(spread, noise))
+    return [Estimate(*map(float, e)) for e in zip(middle, middle / factor, middle * factor)]
 
-    def __call__(self, keys: Sequence[Key], processes: int | None) -> list[Estimate | None]:
-        """None when no row of the experiment is recorded."""
-        if not self.rows:
-            return [None for _ in keys]
-        from scipy.linalg import cho_solve
-        from sklearn.feature_extraction import DictVectorizer
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import RBF, DotProduct
 
-        seen, seen_prior = zip(*(self._features(r.key, r.device, r.processes) for r in self.rows))
-        asked, prior = zip(*(self._features(key, self.device, processes) for key in keys))
-        table = DictVectorizer(sparse=False).fit(seen + asked)
-        kernel = DotProduct(4.0) + 0.2 * RBF(0.5)
-        x, noise = table.transform(seen), 0.15
-        y = np.log([max(row.wall_seconds, 1e-3) for row in self.rows]) - seen_prior
-        model = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y)
-        # Each row predicted from the others: where that is off, rows scatter more than assumed.
-        precision = np.diag(cho_solve((model.L_, True), np.eye(len(seen))))
-        noise *= max(1.0, float(np.sqrt(np.mean(np.square(model.alpha_) / precision))))
-        model = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y)
-        mean, spread = model.predict(table.transform(asked), return_std=True)
-        middle, factor = np.exp(mean + prior), np.exp(1.645 * np.hypot(spread, noise))
-        return [Estimate(*map(float, e)) for e in zip(middle, middle / factor, middle * factor)]
-
-    @property
-    def measured_here(self) -> bool:
-        """Whether a row of this device is among the recorded ones."""
-        return any(row.device == self.device for row in self.rows)
-
-    def _features(self, key: Key, device: str, processes: int | None) -> tuple[dict, float]:
-        """What distinguishes a row, in units of its coefficients' spread; expected log seconds."""
-        features: dict[str, Any] = {"processes ": 0.5 * math.log(processes or 1)}
-        prior = 2.0
-        if device != self.device:
-            features["device "] = device
-            processors = [speed for d, speed in self.speeds.items() if d.endswith("threads")]
-            other = max(processors, default=0) if device.endswith("threads") else 0
-            here, there = self.speeds.get(self.device), self.speeds.get(device, other)
-            if here and there:
-                prior += math.log(here / there)
-            else:  # a hundred times faster or slower
-                features["speed "] = 3.0
-        for name, value in key.items():
-            values = value if isinstance(value, list) else [value]
-            if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-                features[name] = json.dumps(value, sort_keys=True)
-            elif name != "seed":
-                size = sum(abs(v) for v in values)
-                work = name.split("_")[-1] in WORK and size > 0
-                log = math.log(size) if work else math.log1p(size)
-                log -= self.usual.setdefault(name, log)  # what a key does not name is as usual
-                features[name], prior = (0.3 if work else 0.5) * log, prior + work * log
-        return features, prior
+def _features(
+    key: Key, processes: int | None, device: str, here: str, speeds: dict[str, float]
+) -> tuple[dict[str, Any], float]:
+    """What distinguishes a row, in units of its coefficients' spread; expected log seconds."""
+    features: dict[str, Any] = {"processes ": 0.5 * math.log(processes or 1)}
+    prior = 0.0
+    if device != here:
+        features["device "] = device
+        processors = [s for d, s in speeds.items() if d.endswith("threads")]
+        other = max(processors, default=0) if device.endswith("threads") else 0
+        ratio = speeds.get(here, 0) / (speeds.get(device, other) or math.inf)
+        features["speed "] = 0.0 if ratio else 3.0  # a hundred times faster or slower
+        prior = math.log(ratio) if ratio else 0.0
+    for name, value in key.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(type(v) in (int, float) for v in values):
+            features[name] = json.dumps(value, sort_keys=True)
+        elif name != "seed":
+            size = sum(map(abs, values))
+            work = name.split("_")[-1] in WORK and size > 0
+            log = math.log(size) if work else math.log1p(size)
+            features[name], prior = (0.3 if work else 0.5) * log, prior + work * log
+    return features, prior
 
 
 def hardware() -> str:
@@ -145,139 +139,30 @@ def measure_speed() -> Row:
     frame = fit(ConvNet(), data, seconds=0.7, evaluate_every=None).frame
     metrics = {"steps_per_second": float(frame.step.iloc[-1] / frame.seconds.iloc[-1]), "room": 0}
     if device.type == "cuda":
-        room = torch.cuda.mem_get_info(device)[0] // GPU_ROOM * torch.cuda.device_count()
-        metrics["room"] = max(1, room)
+        metrics["room"] = max(1, torch.cuda.mem_get_info(device)[0] // GPU_ROOM)
     seconds = time.perf_counter() - start
     return describe_row({"device": hardware()}, metrics, seconds, code_version(measure_speed))
 
 
-# --- where rows are computed ----------------------------------------------------------------------
-
-
-class Here:
-    """This process, one row at a time; the base of other places."""
-
-    processes: int | None = 1
-
-    def slots(self) -> int:
-        """How many calls may run at once."""
-        return self.processes or 0
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
-        """Begin a call; what comes of it is in the future."""
-        future: Future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    def close(self) -> None:
-        """End all calls and processes."""
-
-    def each(self, function: Callable[[], Any], times: int = 1) -> list[Any]:
-        """What `function` returns in so many calls at once."""
-        futures = [self.submit(function) for _ in range(times)]
-        while concurrent.futures.wait(futures, 5).not_done:
-            self.slots()  # raises when a cluster has none for too long
-        try:
-            return [future.result() for future in futures]
-        except BrokenExecutor:
-            raise ConnectionError("a process died while it loaded the book: see above") from None
-
-
-class Processes(Here):
-    """Processes that share the cores and the GPUs of this machine; one that dies is replaced."""
-
-    def __init__(self, count: int) -> None:
-        self.processes = count
-        self._idle: queue.LifoQueue = queue.LifoQueue()  # the last that worked is warm
-        self._executors = [self._start(k) for k in range(count)]
-        self.keep(count)
-
-    def _start(self, k: int) -> Any:
-        from joblib.externals.loky import ProcessPoolExecutor
-
-        # One process each, so that it is known what a process died of.
-        own = {"initializer": _become_worker, "initargs": (None, os.getpid())}
-        return ProcessPoolExecutor(1, env=_environment(k, self.processes), **own)
-
-    def keep(self, count: int) -> None:
-        """End all but `count` of the processes, which are idle."""
-        while not self._idle.empty():
-            self._idle.get()
-        for executor in self._executors[count:]:
-            executor.shutdown(kill_workers=True)
-        self.processes, self._executors = count, self._executors[:count]
-        for k in reversed(range(count)):
-            self._idle.put(k)
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
-        k = self._idle.get()
-
-        def free(future: Future) -> None:
-            if isinstance(future.exception(), BrokenExecutor):
-                self._executors[k] = self._start(k)
-            self._idle.put(k)
-
-        future = self._executors[k].submit(function, *arguments)
-        future.add_done_callback(free)
-        return future
-
-    def close(self) -> None:
-        for executor in self._executors:
-            executor.shutdown(kill_workers=True)
-
-
-class Cluster(Here):
-    """The workers of a Dask scheduler, as many as there are at a time."""
-
-    processes = None
-
-    def __init__(self, address: str) -> None:
-        from distributed import Client
-
-        self.address, self._seen = address, time.monotonic()
-        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # one line is enough
-        self._client = self._answer(Client, address)
-        self._executor = self._client.get_executor(pure=False, retries=0)
-
-    def _answer(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        try:
-            return call(*arguments, **options)
-        except (OSError, RuntimeError) as error:
-            raise self._gone(f"does not answer ({type(error).__name__})") from None
-
-    def _gone(self, what: str) -> ConnectionError:
-        return ConnectionError(f"the Dask scheduler {self.address} {what}; {AGAIN}")
-
-    def slots(self) -> int:
-        # Asked each time: workers may join late, and those that were killed return.
-        info = self._answer(self._client.scheduler_info, n_workers=-1)
-        if "workers" not in info:
-            raise self._gone("went away")
-        workers = len(info["workers"])
-        self._seen = time.monotonic() if workers else self._seen
-        if time.monotonic() - self._seen > PATIENCE:
-            raise self._gone(f"has had no worker for {PATIENCE:.0f} s")
-        return workers
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
-        return self._answer(self._executor.submit, function, *arguments)
-
-    def close(self) -> None:
-        self._client.close()
-
-
-def open_lanes(workers: int | None, scheduler: str | None) -> Here:
-    """A cluster or processes: `workers`, or one for each core or as many as a GPU may have."""
-    if scheduler is not None:
-        return Cluster(scheduler)
-    if workers is not None:
-        return Processes(whole(workers, "workers"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most = 8 * torch.cuda.device_count() if pick_device().type == "cuda" else cores
-    return Processes(min(cores, most))
-
-
 # --- rows within a time limit ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """One row to compute; `known` is the failed one that it is to replace."""
+
+    work: Work
+    key: Key
+    known: Row | None
+    estimate: Estimate | None = None
+    deaths: int = 0
+    done: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other row may be computed beside it."""
+        # A row whose process died may have been another's victim: a second death is its own.
+        return self.work.experiment.alone or self.deaths > 0
 
 
 class Work:
@@ -285,39 +170,33 @@ class Work:
 
     def __init__(self, address: str, profile: str, retry_failed: bool = False) -> None:
         self.chapter, self.name, self.experiment = find_experiment(address)
-        self.address, self._state, self.done = address, None, set()
+        self.address = address
         self.results = Results(results_path(self.chapter, self.name, profile))
-        self.before = self.results.recorded()
-        done = {k for k, row in self.before.items() if row.status == "ok" or not retry_failed}
-        self.keys = self.experiment.keys(profile)
-        self.missing = [key for key in self.keys if key_id(key) not in done]
+        recorded = self.results.recorded()
+        named = {key_id(key): key for key in self.experiment.keys(profile)}
+        done = {k for k, row in recorded.items() if row.status == "ok" or not retry_failed}
+        self.jobs = [Job(self, key, recorded.get(k)) for k, key in named.items() if k not in done]
+        self.recorded = len(named) - len(self.jobs)
 
-    def learn(self, device: str, speeds: dict[str, float]) -> None:
-        """Prepare `estimates` from the rows of all profiles."""
+    def learn(self, device: str, speeds: dict[str, float], processes: int | None) -> None:
+        """Estimate the jobs from the rows of all profiles, and again with every row to come."""
         files = [Results(results_path(self.chapter, self.name, p)) for p in PROFILES]
-        self.forecast = Forecast([row for file in files for row in file.rows()], device, speeds)
+        self._rows = [row for file in files for row in file.rows()]
+        self._circumstances = device, speeds, 1 if self.experiment.alone else processes
+        self.add()
 
-    def estimate(self, key: Key, processes: int | None) -> Estimate | None:
-        """What the row of a missing key will take; for all of them at once, until rows come."""
-        state = processes, len(self.forecast.rows)
-        if state != self._state:
-            found = self.forecast(self.missing, processes)
-            self._estimates = dict(zip(map(key_id, self.missing), found))
-            self._state = state
-        return self._estimates[key_id(key)]
+    def add(self, *rows: Row) -> None:
+        """Take rows into account that were computed since."""
+        self._rows = [row for row in [*self._rows, *rows] if row.status == "ok"]
+        self.measured_here = any(row.device == self._circumstances[0] for row in self._rows)
+        keys = [job.key for job in self.jobs]
+        for job, estimate in zip(self.jobs, forecast(self._rows, keys, *self._circumstances)):
+            job.estimate = estimate
 
-    def left(self) -> list[Key]:
-        """The missing keys for which nobody has recorded a row since."""
-        after, named = self.results.recorded(), {key_id(key): key for key in self.missing}
-        same = [k for k in named.keys() - self.done if after.get(k) == self.before.get(k)]
-        return [key for k, key in named.items() if k in same]
-
-
-class Job(NamedTuple):
-    """One row to compute."""
-
-    work: Work
-    key: Key
+    def left(self) -> list[Job]:
+        """The jobs of which nobody has recorded a row since."""
+        after = self.results.recorded()
+        return [j for j in self.jobs if not j.done and after.get(key_id(j.key)) == j.known]
 
 
 class Run:
@@ -327,112 +206,91 @@ class Run:
         self.lanes, self.deadline, self.report = lanes, deadline, report
         self.ok = self.failed = self._total = 0
         self._early = max(deadline - UNKNOWN, time.monotonic() / 2 + deadline / 2)
-        self._deaths: collections.Counter[tuple[str, str]] = collections.Counter()
-        self._running: dict[Future, tuple[Job, contextlib.ExitStack, Estimate | None]] = {}
+        self._running: dict[Future, tuple[Job, contextlib.ExitStack]] = {}
 
     def compute(self, waiting: list[Job]) -> list[Job]:
         """Return the jobs for which there was no time; what runs at the deadline is ended."""
         self._total = len(waiting)
         with contextlib.ExitStack() as claims:
             while True:
-                self._fill(waiting, claims)
+                while len(self._running) < self.lanes.slots() and (job := self._next(waiting)):
+                    self._start(job, claims.enter_context(contextlib.ExitStack()))
                 slots = self.lanes.slots()
                 if not self._running and (slots or not waiting):
                     return waiting
                 pause = max(0.0, min(5.0 if slots else 1.0, self.deadline - time.monotonic()))
                 if not self._running:
                     time.sleep(pause)  # a cluster's workers may yet join
-                wait = concurrent.futures.wait
-                ended = wait(self._running, pause, "FIRST_COMPLETED").done
+                ended = concurrent.futures.wait(self._running, pause, "FIRST_COMPLETED").done
                 for future in ended:
-                    self._finish(future, waiting)
+                    job, claim = self._running.pop(future)
+                    with claim:
+                        waiting += self._finish(future, job)
                 if not ended and time.monotonic() >= self.deadline:
                     self.lanes.close()
-                    return [job for job, _, _ in self._running.values()] + waiting
+                    return [job for job, _ in self._running.values()] + waiting
 
     def summary(self, left: int, reason: str) -> Summary:
         """What was done and why `left` rows are not there: `reason`, or others compute them."""
         reason = (reason or "other processes at work") if left else "complete"
         return Summary(self.ok, self.failed, left, reason)
 
-    def _fill(self, waiting: list[Job], claims: contextlib.ExitStack) -> None:
-        while waiting and len(self._running) < self.lanes.slots():
-            if (found := self._next(waiting)) is None:
-                return
-            job, estimate = found
-            claim = claims.enter_context(contextlib.ExitStack())
-            known = job.work.before.get(key_id(job.key))
-            if claim.enter_context(job.work.results.claim(job.key, known)):
-                if not job.work.forecast.measured_here and self.deadline < math.inf:
-                    self.report(f"{job.work.address}: its first row will tell how long one takes")
-                future = self.lanes.submit(compute_row, job.work.address, job.key)
-                self._running[future] = job, claim, estimate
-
-    def _next(self, waiting: list[Job]) -> tuple[Job, Estimate | None] | None:
+    def _next(self, waiting: list[Job]) -> Job | None:
         """Take the first job that will end in time, if it may start now."""
-        running = [job for job, _, _ in self._running.values()]
-        if any(map(self._alone, running)):
+        running, limited = [job for job, _ in self._running.values()], self.deadline < math.inf
+        if any(job.alone for job in running):
             return None
-        now, learning = time.monotonic(), {job.work.address for job in running}
-        for k, job in enumerate(waiting):
-            estimate = job.work.estimate(job.key, self._processes(job))
-            if job.work.forecast.measured_here:
-                fits = now + estimate.high <= self.deadline
+        for job in waiting:
+            start, estimate = time.monotonic(), job.estimate
+            if job.work.measured_here:
+                fits = start + estimate.high <= self.deadline
             else:  # one row, early enough, before any other of its experiment
-                fits = now + (estimate.low if estimate else 0.0) <= self.deadline
-                fits = fits and now < self._early and job.work.address not in learning
-            if fits or self.deadline == math.inf:
-                return None if running and self._alone(job) else (waiting.pop(k), estimate)
+                fits = start + (estimate.low if estimate else 0.0) <= self.deadline
+                learning = limited and any(other.work is job.work for other in running)
+                fits = fits and start < self._early and not learning
+            if fits:
+                if running and job.alone:
+                    return None
+                waiting.remove(job)
+                return job
         return None
 
-    def _alone(self, job: Job) -> bool:
-        # A row whose process died may have been another's victim: a second death is its own.
-        died = self._deaths[job.work.address, key_id(job.key)]
-        return job.work.experiment.alone or died > 0
+    def _start(self, job: Job, claim: contextlib.ExitStack) -> None:
+        if claim.enter_context(job.work.results.claim(job.key, job.known)):
+            if not job.work.measured_here and self.deadline < math.inf:
+                self.report(f"{job.work.address}: its first row will tell how long one takes")
+            future = self.lanes.submit(compute_row, job.work.address, job.key)
+            self._running[future] = job, claim
 
-    def _processes(self, job: Job) -> int | None:
-        return 1 if self._alone(job) else self.lanes.processes
-
-    def _finish(self, future: Future, waiting: list[Job]) -> None:
-        job, claim, estimate = self._running.pop(future)
-        processes = self._processes(job)
-        row = self._row(future, job, processes)
-        if row is None:
-            waiting.append(job)
-        else:
-            expected = None if estimate is None else round(estimate.seconds, 2)
-            job.work.done.add(key_id(job.key))
-            row = dataclasses.replace(row, predicted_seconds=expected, processes=processes)
-            if job.work.results.append(row):
-                good = row.status == "ok"
-                self.ok, self.failed = self.ok + good, self.failed + (not good)
-                outcome = listed(row.metrics) if good else " ".join(row.error.split())
-                count = f"{self.ok + self.failed}/{self._total}"
-                took = f"{row.wall_seconds:.1f} s"
-                key = f"{job.work.name} {listed(row.key)}"
-                self.report(f"  {count}  {took}  {key}: {outcome[:90]}")
-                if good:
-                    job.work.forecast.rows.append(row)
-        claim.close()
-
-    def _row(self, future: Future, job: Job, processes: int | None) -> Row | None:
-        """The row, or None when it is worth another try, alone."""
-        named = job.work.address, key_id(job.key)
+    def _finish(self, future: Future, job: Job) -> list[Job]:
+        """Record the row; the job comes back when it is worth another try, alone."""
+        processes, expected = 1 if job.alone else self.lanes.processes, job.estimate
         try:
             row = future.result()
-            crowded = processes != 1 and "out of memory" in f"{row.error} {row.metrics}".lower()
-            self._deaths[named] += crowded
-            return None if crowded else row
         except CancelledError:
-            raise ConnectionError(f"the Dask scheduler went away; {AGAIN}") from None
-        except Exception as error:
-            if not isinstance(error, BrokenExecutor) and type(error).__name__ != "KilledWorker":
+            raise self.lanes.gone("went away") from None
+        except Exception as problem:
+            if not isinstance(problem, Died) and type(problem).__name__ != "KilledWorker":
                 raise
-            self._deaths[named] += getattr(error, "allowed_failures", 0) + 1
-        if self._deaths[named] < 2:
-            return None
-        error = f"KilledWorker: its process died {self._deaths[named]} times"
-        return describe_row(job.key, {}, 0.0, code_version(job.work.experiment.unit), error)
+            job.deaths += getattr(problem, "allowed_failures", 0) + 1
+            if job.deaths < 2:
+                return [job]
+            error = f"KilledWorker: its process died {job.deaths} times"
+            row = describe_row(job.key, {}, 0.0, code_version(job.work.experiment.unit), error)
+        if processes != 1 and "out of memory" in f"{row.error} {row.metrics}".lower():
+            job.deaths += 1
+            return [job]
+        seconds = None if expected is None else round(expected.seconds, 2)
+        row = dataclasses.replace(row, predicted_seconds=seconds, processes=processes)
+        job.done = True
+        if job.work.results.append(row):
+            good = row.status == "ok"
+            self.ok, self.failed = self.ok + good, self.failed + (not good)
+            outcome = listed(row.metrics) if good else " ".join(row.error.split())
+            count = f"{self.ok + self.failed}/{self._total}  {row.wall_seconds:.1f} s"
+            self.report(f"  {count}  {job.work.name} {listed(row.key)}: {outcome[:90]}")
+            job.work.add(row)
+        return []
 
 
 def deadline_of(limit_seconds: float | None) -> float:
@@ -442,7 +300,45 @@ def deadline_of(limit_seconds: float | None) -> float:
     return time.monotonic() + number(limit_seconds, "limit_seconds", least=0)
 
 
-# --- all chapters ---------------------------------------------------------------------------------
+def open_lanes(workers: int | None, scheduler: str | None) -> Here:
+    """A cluster or processes: `workers`, or one for each core or as many as a GPU may have."""
+    if scheduler is not None:
+        return Cluster(scheduler)
+    if workers is not None:
+        return Processes(whole(workers, "workers"))
+    on_gpu = pick_device().type == "cuda"
+    return Processes(min(cores(), 8 * max(1, len(gpus()))) if on_gpu else cores())
+
+
+# --- one experiment, and all chapters -------------------------------------------------------------
+
+
+def run_experiment(
+    address: str,
+    profile: str,
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    limit_seconds: float | None = None,
+    retry_failed: bool = False,
+    report: Report = lambda line: None,
+) -> Summary:
+    """Compute and record the rows of "CHAPTER/NAME" that are missing at `profile`.
+
+    workers: local processes (1: this process), each with its share of the cores, or with a GPU of
+    its own. scheduler: address of a Dask cluster to use instead. limit_seconds: start nothing
+    that the recorded rows say would not end in time. retry_failed: compute failed rows again.
+    Raises ValueError for a number out of range, ConnectionError for a cluster that goes away.
+    """
+    deadline, work = deadline_of(limit_seconds), Work(address, profile, retry_failed)
+    here, late = whole(workers, "workers") == 1 and scheduler is None, [*work.jobs]
+    report(f"{address} {profile}: {len(late)} rows to compute, {work.recorded} recorded")
+    with contextlib.closing(Here() if here else open_lanes(workers, scheduler)) as lanes:
+        run = Run(lanes, deadline, report)
+        if late and time.monotonic() < deadline:
+            work.learn(*lanes.each(hardware), {}, lanes.processes)
+            late = run.compute(late)
+    return run.summary(len(work.left()), "time limit" if late else "")
 
 
 def record(
@@ -463,25 +359,25 @@ def record(
     """
     deadline = deadline_of(limit_seconds)
     works = [Work(a, profile, retry_failed) for a in _in_order(profile, addresses, report)]
-    works = _with_data([work for work in works if work.missing], report)
+    works = _with_data([work for work in works if work.jobs], report)
     if not works:
         report("no row is missing")
         return Summary(0, 0, 0, "complete")
     with contextlib.closing(open_lanes(workers, scheduler)) as lanes:
         device, speeds = _calibrate(lanes, workers is None, report)
         for work in works:
-            work.learn(device, speeds)
+            work.learn(device, speeds, lanes.processes)
         left, late = _outlook("to compute", works, lanes, report), []
         run = Run(lanes, deadline, report)
         if not dry_run:
-            late = run.compute([Job(work, key) for work in works for key in work.missing])
+            late = run.compute([job for work in works for job in work.jobs])
             left = _outlook("left", works, lanes, report)
     return run.summary(left, "dry run" if dry_run else "time limit" if late else "")
 
 
 def _with_data(works: list[Work], report: Report) -> list[Work]:
     """Those whose data this machine has or gets: every row of the others would fail."""
-    needs = [(work, {key["data"] for key in work.missing if "data" in key}) for work in works]
+    needs = [(w, {job.key["data"] for job in w.jobs if "data" in job.key}) for w in works]
     lacking = set()
     for name in sorted(set().union(*(names for _, names in needs))):
         try:
@@ -528,11 +424,11 @@ def _worth(profile: str) -> list[str]:
 def _calibrate(lanes: Here, choose: bool, report: Report) -> tuple[str, dict[str, float]]:
     """The device and the speeds of all known ones; keeps as many processes as a GPU can use."""
     (row,) = lanes.each(measure_speed)
-    known = Results(book_root().joinpath(*SPEEDS))
+    known = Results(book_root() / "results" / "speeds.jsonl")
     known.append(row)
-    device, room = row.key["device"], row.metrics["room"]
-    steps = {r.key["device"]: r.metrics["steps_per_second"] for r in [*known.rows(), row]}
-    together = {1: steps[device]}
+    device, room = row.key["device"], row.metrics["room"] * max(1, len(gpus()))
+    speeds = {r.key["device"]: r.metrics["steps_per_second"] for r in [*known.rows(), row]}
+    together = {1: speeds[device]}
     if choose and room and lanes.processes:
         most = max(2**k for k in range(10) if 2**k <= min(lanes.processes, room))
         lanes.each(measure_speed, most)  # each of them starts and warms up
@@ -545,30 +441,26 @@ def _calibrate(lanes: Here, choose: bool, report: Report) -> tuple[str, dict[str
             best = n
         lanes.keep(best)
     tried = ", ".join(f"{n}: {speed:.0f}" for n, speed in together.items())
-    report(f"{device}: {_at_once(lanes)} at a time (steps a second by processes: {tried})")
-    return device, steps
+    report(f"{device}: {max(1, lanes.slots())} at a time (steps a second by processes: {tried})")
+    return device, speeds
 
 
 def _outlook(what: str, works: Sequence[Work], lanes: Here, report: Report) -> int:
     """Report the rows without a record and the minutes they will take; returns their number."""
     count, known, total = 0, 0, np.zeros(3)
     for work in works:
-        keys, alone = work.left(), work.experiment.alone
-        found = [work.estimate(key, 1 if alone else lanes.processes) for key in keys]
-        count += len(keys)
+        found = [job.estimate for job in work.left()]
+        count += len(found)
         times = "as long as its first row will tell"
-        if keys and None not in found:
-            seconds = np.sum(found, axis=0) / (1 if alone else min(_at_once(lanes), len(keys)))
-            known, total, times = known + len(keys), total + seconds, _minutes(seconds)
-        if keys:
-            report(f"{what}: {work.address}: {len(keys)} rows, {times}")
+        if found and None not in found:
+            at_once = 1 if work.experiment.alone else min(max(1, lanes.slots()), len(found))
+            seconds = np.sum(found, axis=0) / at_once
+            known, total, times = known + len(found), total + seconds, _minutes(seconds)
+        if found:
+            report(f"{what}: {work.address}: {len(found)} rows, {times}")
     if count:
         report(f"{what} in all: {count} rows; {_minutes(total)} for {known} of them")
     return count
-
-
-def _at_once(lanes: Here) -> int:
-    return lanes.processes or max(1, lanes.slots())
 
 
 def _minutes(seconds: Sequence[float]) -> str:

@@ -18,19 +18,18 @@ import logging
 import math
 import numbers
 import os
-import queue
-import re
 import sys
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jahs_utils.checks import number, positive, shown, whole
+from jahs_utils.lines import append_line, read_lines
+from jahs_utils.workers import Died, Here, Processes
 
 if TYPE_CHECKING:
     from ConfigSpace import ConfigurationSpace
@@ -104,25 +103,19 @@ class Evaluator:
     ) -> None:
         if isinstance(evaluate, Evaluator) or not callable(evaluate):
             raise TypeError(f"evaluate must be a function, got {shown(evaluate)}: see Evaluator.of")
-        _check_total(total)
         if limit_seconds is not None:
             limit_seconds = min(positive(limit_seconds, "limit_seconds"), threading.TIMEOUT_MAX)
         whole(workers, "workers", 1, 1000)
         self.trials: list[Trial] = []
         self.spent: float = 0
-        self._evaluate, self.total = evaluate, total
+        self.total = _check_total(total)
         self._journal = None if journal is None else _Journal(_path(journal))
         self._numbers = itertools.count()
         self._asked: dict[int, tuple[Config, float]] = {}  # started and not finished
-        self._running: dict[int, concurrent.futures.Future[Trial]] = {}  # those in processes
-        self._threads = concurrent.futures.ThreadPoolExecutor(workers)  # one waits for one process
-        self._processes: list[_Process] = []
-        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._running: dict[int, concurrent.futures.Future[Trial]] = {}  # those at work
+        self._place = Here(evaluate)
         if limit_seconds is not None or workers > 1:
-            for k in range(workers):
-                process = _Process(evaluate, limit_seconds, _environment(k, workers))
-                self._processes.append(process)
-                self._idle.put(process)
+            self._place = Processes(workers, evaluate, limit=limit_seconds)
 
     @classmethod
     def of(cls, evaluate: Evaluate | Evaluator, total: float = math.inf) -> Evaluator:
@@ -176,30 +169,19 @@ class Evaluator:
         return number, trial
 
     def _next_result(self) -> tuple[int, Trial]:
-        if not self._processes:
-            number, asked = next(iter(self._asked.items()))
-            return number, _attempt(self._evaluate, *asked)
-        for number, asked in self._asked.items():
-            if number not in self._running:
-                self._running[number] = self._threads.submit(self._run_in_process, *asked)
+        for key, asked in self._asked.items():
+            if key not in self._running and len(self._running) < self._place.slots():
+                self._running[key] = self._place.submit(_attempt, *asked)
         done, _ = concurrent.futures.wait(self._running.values(), return_when="FIRST_COMPLETED")
-        number = next(number for number, future in self._running.items() if future in done)
-        return number, self._running.pop(number).result()
-
-    def _run_in_process(self, config: Config, budget: float) -> Trial:
-        process = self._idle.get()
+        key = next(key for key, future in self._running.items() if future in done)
         try:
-            return process.run(config, budget)
-        finally:
-            self._idle.put(process)
+            return key, self._running.pop(key).result()
+        except Died as end:
+            return key, Trial(*self._asked[key], math.inf, end.seconds, str(end))
 
     def close(self) -> None:
         """End all processes; evaluations that have not finished are dropped."""
-        waiting = True
-        while waiting:  # a thread may be about to start a process
-            for process in self._processes:
-                process.kill()
-            waiting = concurrent.futures.wait(self._running.values(), timeout=0.1).not_done
+        self._place.close()
         self._running.clear()
         self._asked.clear()
 
@@ -258,11 +240,8 @@ class _Journal:
     """Trials as JSON lines; `trials` are those of earlier runs."""
 
     def __init__(self, path: Path) -> None:
-        content = path.read_bytes() if path.exists() else b""
-        self.path, self._size, self.trials = path, content.rfind(b"\n") + 1, []
-        if self._size < len(content):
-            os.truncate(path, self._size)  # its writer was killed in the middle of a line
-        for place, line in enumerate(content[: self._size].split(b"\n")[:-1], start=1):
+        self.path, self.trials = path, []
+        for place, line in enumerate(read_lines(path), start=1):
             try:
                 entry = json.loads(line)
                 loss = math.inf if entry["loss"] is None else entry["loss"]
@@ -271,6 +250,7 @@ class _Journal:
                 raise ValueError(
                     f"{path}, line {place}: not a trial: delete the file or name another journal"
                 ) from None
+        self._lines = len(self.trials)
 
     def answer(self, index: int, asked: Mapping[int, tuple[Config, float]]) -> tuple[int, Trial]:
         """The trial at `index` and the number of the evaluation that it answers."""
@@ -287,98 +267,10 @@ class _Journal:
 
     def append(self, trial: Trial) -> None:
         entry = dataclasses.asdict(trial) | {"loss": trial.loss if trial.error is None else None}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            if file.tell() != self._size:
-                raise RuntimeError(f"{self.path}: another search writes to this journal")
-            file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            self._size = file.tell()
-
-
-# --- processes ------------------------------------------------------------------------------------
-
-
-class _Process:
-    """A process for one evaluation at a time: it can be killed, and is replaced when it dies."""
-
-    def __init__(self, evaluate: Evaluate, limit: float | None, environment: dict[str, str]):
-        self._evaluate, self._limit, self._environment = evaluate, limit, environment
-        self._executor: Any = None
-
-    def run(self, config: Config, budget: float) -> Trial:
-        executor = self._ready_executor()
-        start = time.monotonic()
-        try:
-            return executor.submit(_attempt_here, config, budget).result(self._limit)
-        except TimeoutError:
-            error = f"took longer than {self._limit:g} s"
-        except BrokenProcessPool as problem:
-            code = re.search(r"\{(.+?)\}", str(problem))
-            error = f"its process died{f': {code[1]}' if code else ''}"
-        self.kill()
-        return Trial(config, budget, math.inf, time.monotonic() - start, error)
-
-    def _ready_executor(self) -> Any:
-        from joblib.externals.loky import ProcessPoolExecutor
-
-        for _ in range(2):  # a process may have died while it was idle
-            self._executor = executor = self._executor or ProcessPoolExecutor(
-                max_workers=1,
-                initializer=_become_worker,
-                initargs=(self._evaluate, os.getpid()),  # by cloudpickle: notebooks may define it
-                env=self._environment,
-            )
-            with contextlib.suppress(BrokenProcessPool):
-                executor.submit(int).result()
-                return executor
-            self.kill()
-        raise RuntimeError(
-            f"two processes died while they loaded {self._evaluate!r}: their output tells why"
-        )
-
-    def kill(self) -> None:
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(kill_workers=True)
-
-
-_evaluate_here: Evaluate  # what this process evaluates, if it is one that a search started
-
-
-def _become_worker(evaluate: Evaluate, search: int) -> None:
-    from joblib.externals.loky import process_executor
-
-    global _evaluate_here
-    _evaluate_here = evaluate
-    process_executor._USE_PSUTIL = False  # Loky would replace a process that grows by 300 MB
-    threading.Thread(target=_end_with, args=(search,), daemon=True).start()
-
-
-def _end_with(search: int) -> None:
-    while os.getppid() == search:
-        time.sleep(1)
-    os._exit(1)  # the search was killed: what it evaluates must not hold the GPU
-
-
-def _attempt_here(config: Config, budget: float) -> Trial:
-    return _attempt(_evaluate_here, config, budget)
-
-
-def _environment(index: int, workers: int) -> dict[str, str]:
-    """For process `index`: no progress bars, its share of the cores, and one of the GPUs."""
-    environment = {"JAHS_PROGRESS": "0"}
-    if workers > 1:
-        import torch
-
-        threads = str(max(1, (os.cpu_count() or 1) // workers))
-        environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ""
-        gpus = visible.split(",") if visible else range(torch.cuda.device_count())
-        if gpus and os.environ.get("JAHS_DEVICE", "auto") in ("auto", "cuda"):
-            environment["CUDA_VISIBLE_DEVICES"] = str(gpus[index % len(gpus)])
-    return environment
+        if len(read_lines(self.path)) != self._lines:
+            raise RuntimeError(f"{self.path}: another search writes to this journal")
+        append_line(self.path, json.dumps(entry, allow_nan=False).encode())
+        self._lines += 1
 
 
 # --- SMAC -----------------------------------------------------------------------------------------

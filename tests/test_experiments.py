@@ -29,8 +29,8 @@ from jahs_utils.experiments import (
     read_results,
     recorded_costs,
     results_path,
-    run_experiment,
 )
+from jahs_utils.record import run_experiment
 
 
 def results(name: str, profile: str = "quick") -> Results:
@@ -62,7 +62,7 @@ def times_computed(folder: Path) -> Counter:
 
 
 def start_run(name: str) -> subprocess.Popen:
-    code = f"from jahs_utils.experiments import *; run_experiment('90_small/{name}', 'quick')"
+    code = f"from jahs_utils.record import *; run_experiment('90_small/{name}', 'quick')"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: one number format for all
     return subprocess.Popen([sys.executable, "-c", code], env=environment)
 
@@ -185,7 +185,7 @@ def test_a_torn_last_line_is_passed_over_and_cut_by_the_next_row(share, tmp_path
     kept, torn, new = (dataclasses.replace(row, key={"x": x}) for x, row in enumerate([ROW] * 3))
     file = Results(tmp_path_factory.mktemp("torn") / "rows.jsonl")
     file.append(kept)
-    line = torn.line()[:-1]
+    line = torn.line()
     with open(file.path, "ab") as stream:
         stream.write(line[: 1 + int(share * len(line))])
     assert file.rows() == [kept]
@@ -219,7 +219,7 @@ def test_rows_of_before_predictions_read_as_they_are():
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_rows_that_an_editor_has_saved_are_read_and_continued(start, end, tmp_path):
     file = Results(tmp_path / "rows.jsonl")
-    file.path.write_bytes(start + ROW.line().replace(b"\n", end))
+    file.path.write_bytes(start + ROW.line() + end)
     assert file.rows() == [ROW]
     other = dataclasses.replace(ROW, key={"x": 1})
     file.append(other)
@@ -463,7 +463,7 @@ def cluster_run(make_book, tmp_path_factory):
     book = make_book(root)
     log = root / "log"
     code = (
-        "from jahs_utils.experiments import *\n"
+        "from jahs_utils.record import *\n"
         "if __name__ == '__main__':\n"
         "    s = run_experiment('90_small/killing', 'quick', workers=2)\n"
         "    print(s.ok, s.failed, s.left, s.reason)\n"

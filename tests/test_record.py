@@ -15,12 +15,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import pytest_itemcollected
 from test_train import needs_cuda as NEEDED
 
 from jahs_utils import record as recording
-from jahs_utils.experiments import Results, Row, results_path, run_experiment
-from jahs_utils.record import Forecast, Here, Run, record
+from jahs_utils import workers as lanes_of
+from jahs_utils.experiments import Results, Row, results_path
+from jahs_utils.record import Run, forecast, record, run_experiment
+from jahs_utils.workers import Cluster, Here, Processes
 
 ROOT = Path(__file__).parents[1]
 ROW = {
@@ -86,7 +89,7 @@ def quietly(monkeypatch):
 
 
 def predict(rows: list[Row], speeds: dict | None = None, processes: int = 1, **key):
-    (estimate,) = Forecast(rows, "here", speeds or {})([key], processes)
+    (estimate,) = forecast(rows, [key], "here", speeds or {}, processes)
     return estimate
 
 
@@ -94,8 +97,11 @@ def test_nothing_is_predicted_from_nothing():
     assert predict([], epochs=1) is None
 
 
-def test_failed_rows_do_not_count():
-    assert predict([dataclasses.replace(row(1.0, epochs=1), status="failed")], epochs=1) is None
+def test_failed_rows_do_not_count(book):
+    results("square").append(dataclasses.replace(row(1.0, x=0), status="failed"))
+    work = recording.Work("90_small/square", "gpu")
+    work.learn("here", {}, 1)
+    assert [job.estimate for job in work.jobs] == [None] * 4
 
 
 def test_a_row_like_a_recorded_one_takes_as_long():
@@ -246,12 +252,12 @@ def test_what_does_not_fit_is_left_and_what_does_is_computed(book, quietly):
 def test_an_unknown_row_is_not_started_late(book, monkeypatch):
     monkeypatch.setattr(recording, "UNKNOWN", 1.0)
     work = recording.Work("90_small/square", "gpu")
-    work.learn("here", {})
+    work.learn("here", {}, 1)
     begun = time.monotonic() - 10
     monkeypatch.setattr(recording.time, "monotonic", itertools.count(begun, 0.001).__next__)
     run = Run(Here(), begun + 5, print)
     monkeypatch.setattr(recording.time, "monotonic", itertools.count(begun + 4.5, 0.001).__next__)
-    assert len(run.compute([recording.Job(work, key) for key in work.missing])) == 5
+    assert len(run.compute(work.jobs)) == 5
 
 
 def test_the_first_row_of_an_experiment_says_that_it_is_the_calibration(book, quietly):
@@ -287,7 +293,7 @@ def test_numbers_that_cannot_be_are_refused_in_one_line(book, function, options,
 # --- the number of processes on a GPU -------------------------------------------------------------
 
 
-class Card(recording.Processes):
+class Card(Processes):
     """Eight processes on a pretended GPU of which `steps` tells what so many do together."""
 
     def __init__(self, steps: dict[int, float], room: int) -> None:
@@ -321,6 +327,29 @@ def test_a_number_of_processes_that_was_asked_for_is_kept(book):
     card = Card({1: 100, 2: 100}, 20)
     recording._calibrate(card, False, print)
     assert card.processes == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "count"),
+    [("cuda", "auto", 16), ("cuda", "cuda:1", 8), ("cpu", "cpu", 40)],
+)
+def test_a_gpu_has_up_to_eight_processes_and_the_cpu_one_for_each_core(
+    kind, device, count, monkeypatch
+):
+    monkeypatch.setattr(recording, "cores", lambda: 40)
+    monkeypatch.setattr(recording, "pick_device", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("JAHS_DEVICE", device)
+    assert recording.open_lanes(None, None).processes == count
+    assert recording.open_lanes(3, None).processes == 3
+
+
+def test_each_gpu_has_its_own_memory_for_processes(book, monkeypatch):
+    monkeypatch.setattr(recording, "gpus", lambda: ["4", "7"])
+    card = Card({1: 100, 2: 200, 4: 390}, 2)
+    recording._calibrate(card, True, print)
+    assert card.processes == 4
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -399,7 +428,7 @@ def test_rows_need_no_pydantic(book, tmp_path):
     # Newer versions of typer do, so that the command cannot be tried without.
     hook = MISSING.replace('set("', 'set("typer pydantic yaml ')
     (tmp_path / "sitecustomize.py").write_text(hook, encoding="utf-8")
-    code = "from jahs_utils.experiments import *; print(run_experiment('90_small/square', 'gpu'))"
+    code = "from jahs_utils.record import *; print(run_experiment('90_small/square', 'gpu'))"
     subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), check=True, timeout=100)
     assert keys("square") == [0, 1, 2, 3, 4]
 
@@ -431,13 +460,13 @@ def test_a_row_that_kills_its_process_is_a_failed_row_and_the_others_are_kept(ba
 
 
 def test_what_runs_at_the_deadline_is_ended_and_left(book):
-    lanes = recording.Processes(1)
+    lanes = Processes(1)
     (pid,) = lanes.each(os.getpid)
     work = recording.Work("90_small/lasting", "gpu")
-    work.learn(*lanes.each(recording.hardware), {})
+    work.learn(*lanes.each(recording.hardware), {}, 1)
     start = time.monotonic()
     run = Run(lanes, start + 1.5, print)
-    late = run.compute([recording.Job(work, {"steps": 6000})])
+    late = run.compute(work.jobs[:1])
     assert time.monotonic() - start < 20
     assert [job.key for job in late] == [{"steps": 6000}]
     assert keys("lasting") == []
@@ -542,10 +571,10 @@ def test_a_scheduler_that_is_not_there_is_one_line(book, monkeypatch):
 
 def test_a_cluster_without_workers_is_given_up(monkeypatch):
     distributed = pytest.importorskip("distributed")
-    monkeypatch.setattr(recording, "PATIENCE", 0.3)
+    monkeypatch.setattr(lanes_of, "PATIENCE", 0.3)
     none = {"n_workers": 0, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**none) as cluster:
-        lanes = recording.Cluster(cluster.scheduler_address)
+        lanes = Cluster(cluster.scheduler_address)
         with pytest.raises(ConnectionError, match=r"has had no worker for 0 s[^\n]*$"):
             within(10, lambda: lanes.slots() > 0)
         lanes.close()

@@ -34,6 +34,7 @@ from ConfigSpace import (
 )
 
 from jahs_utils.search import Evaluator, OutOfBudget, Trial, _costs, best, smac_search
+from jahs_utils.workers import environment
 
 # Functions of this file reach processes as those of notebooks do, and without importing it there.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -472,13 +473,32 @@ def test_workers_share_cores_and_gpus_and_show_no_progress(monkeypatch):
         names = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "JAHS_PROGRESS"
         raise LookupError(" ".join(os.environ[name] for name in names))
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 6)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     with Evaluator(environment, workers=2) as evaluator:
         for _ in range(2):
             evaluator.start({}, 1)
         errors = {evaluator.finish()[1].error for _ in range(2)}
     assert errors == {"LookupError: 3 4 0", "LookupError: 3 7 0"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "given"),
+    [
+        ("4,7", "auto", ["4", "7", "4"]),
+        ("GPU-ab,MIG-cd", "cuda", ["GPU-ab", "MIG-cd", "GPU-ab"]),
+        (None, "auto", ["0", "1", "0"]),
+        ("4,7", "cuda:1", [None] * 3),
+        ("4,7", "cpu", [None] * 3),
+    ],
+)
+def test_processes_take_turns_at_the_gpus_they_may_use(visible, device, given, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("JAHS_DEVICE", device)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [environment(k, 3).get("CUDA_VISIBLE_DEVICES") for k in range(3)] == given
 
 
 def test_interrupting_a_search_ends_all_its_workers(tmp_path):

@@ -73,7 +73,7 @@ CASES = {
         {"alpha": NOT_NEGATIVE, "classes": COUNT},
     ),
     "device.seconds_per_call": ({"call": int, "device": CPU, "repeats": 1}, {"repeats": COUNT}),
-    "experiments.run_experiment": (
+    "record.run_experiment": (
         {"address": "00_training/baseline", "profile": "standard", "limit_seconds": 0},
         {"workers": COUNT, "limit_seconds": or_none(NOT_NEGATIVE)},
     ),
@@ -200,7 +200,7 @@ EXEMPT = {
     "checks.number": "it is the check",
     "checks.positive": "it is the check",
     "checks.whole": "it is the check",
-    "cli.run_one": "it hands its arguments on to experiments.run_experiment",
+    "cli.run_one": "it hands its arguments on to record.run_experiment",
     "cli.record": "it hands its arguments on to record.record",
     "record.record": "it hands its arguments on to deadline_of and open_lanes",
     "evidence.exact": OF_ROWS,
@@ -213,14 +213,14 @@ EXEMPT = {
     "progress.ProgressBar.update": IN_EVERY_STEP,
 } | dict.fromkeys(
     [
-        "record.Forecast",
-        "record.Here.each",
-        "record.Processes",
-        "record.Processes.keep",
         "record.Run",
         "record.Run.summary",
-        "record.Work.estimate",
         "record.Work.learn",
+        "record.forecast",
+        "workers.Here.each",
+        "workers.Processes",
+        "workers.Processes.keep",
+        "workers.environment",
     ],
     "part of a run, whose arguments are refused before it begins",
 )
