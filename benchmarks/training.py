@@ -2,8 +2,8 @@
 
 The same 16-32-64 ConvNet, complete Fashion-MNIST, batches of 128, SGD with momentum: a loop over
 torchvision's Dataset and a DataLoader (0 and 2 workers), Lightning's Trainer on that DataLoader,
-`fit` (on CUDA also its captured step), and five networks by `fit_population` in each of its modes
-against five times `fit`.
+`fit` (on CUDA also its captured step), and five networks at once: vectorised as one module
+(`together.py`), and in processes that share the machine.
 Each is timed in turn, round after round, so that a drifting machine drifts for all. Accuracy over
 seeds shows that the same thing is computed.
 
@@ -19,16 +19,20 @@ import dataclasses
 import datetime
 import functools
 import logging
+import multiprocessing
+import os
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision
+from together import Together, loss_together
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -38,7 +42,6 @@ from jahs_utils.data import ImageData
 from jahs_utils.device import use_device
 from jahs_utils.experiments import Results, describe_row
 from jahs_utils.networks import ConvNet
-from jahs_utils.populations import Member, fit_population
 
 try:
     import lightning
@@ -141,16 +144,43 @@ def fit_epoch(data: ImageData, seed: int, capture: bool = False) -> nn.Module:
     return network
 
 
-def population_epoch(data: ImageData, mode: str, seed: int) -> None:
-    members = [Member(data, 0.05, seed + k) for k in range(FIVE)]
-    fit_population(ConvNet, members, epochs=1, schedule="constant", mode=mode)
+def together_epoch(data: ImageData, seed: int, capture: bool) -> None:
+    torch.manual_seed(seed)
+    five = Together([ConvNet() for _ in range(FIVE)])
+    settings = {"epochs": 1, "lr": 0.05, "schedule": "constant", "seed": seed}
+    fit(five, data, loss=loss_together, evaluate_every=None, capture=capture, **settings)
+
+
+def epoch_in_a_process(name: str, device: str, share: int, seed: int) -> None:
+    data = load(name, device=device)
+    data = dataclasses.replace(
+        data.subset(share), test_images=data.test_images[:1], test_labels=data.test_labels[:1]
+    )
+    fit_epoch(data, seed, capture=data.device.type == "cuda")
+
+
+class InProcesses:
+    """Five networks at once in processes, which start and warm up before they are timed."""
+
+    def __init__(self, data: ImageData) -> None:
+        threads = max(1, (os.cpu_count() or 1) // FIVE)
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(FIVE, context, torch.set_num_threads, (threads,))
+        self.job = data.name, str(data.device), len(data.train_labels)
+        self(0)
+
+    def __call__(self, seed: int) -> None:
+        seeds = range(seed, seed + FIVE)
+        jobs = [self.pool.submit(epoch_in_a_process, *self.job, s) for s in seeds]
+        for job in jobs:
+            job.result()
 
 
 def timed(call: Callable[[], object], device: torch.device) -> tuple[float, object]:
     start = time.perf_counter()
     result = call()
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start, result
 
 
@@ -164,11 +194,11 @@ def contestants(data: ImageData) -> dict[str, Callable[[int], object]]:
     }
     if lightning is None:
         del calls["Lightning"]
-    modes = ["one_by_one", "together"] + ([] if data.device.type == "cuda" else ["processes"])
+    calls["five networks, together"] = lambda seed: together_epoch(data, seed, False)
+    calls["five networks, processes"] = InProcesses(data)
     if data.device.type == "cuda":
-        calls["fit, captured step"] = lambda seed: fit_epoch(data, seed, capture=True)
-    for mode in modes:
-        calls[f"five networks, {mode}"] = functools.partial(population_epoch, data, mode)
+        calls["fit, captured step"] = lambda seed: fit_epoch(data, seed, True)
+        calls["five networks, together, captured"] = lambda seed: together_epoch(data, seed, True)
     return calls
 
 

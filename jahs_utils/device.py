@@ -18,6 +18,8 @@ from torch import nn
 
 from jahs_utils.checks import named_folder, one_of, whole
 
+torch.backends.cudnn.allow_tf32 = False  # "float32" is float32: what holds to 1e-6 holds on GPUs
+
 
 class NumberFormat(NamedTuple):
     """How a network computes: `precision` is "float32" or "bfloat16" (autocast)."""
@@ -91,27 +93,33 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, repeats: 
 
 
 def measure_formats(device: torch.device) -> dict[NumberFormat, float]:
-    """Seconds per training step of a small reference ConvNet in each number format."""
+    """Seconds per training step of a reference ConvNet in each number format.
+
+    A GPU gets a larger one: the launches of the small one would take longer than its arithmetic.
+    """
+    on_gpu = device.type == "cuda"
+    images, i, j, k = (512, 64, 128, 256) if on_gpu else (128, 16, 32, 64)
 
     def step_seconds(form: NumberFormat) -> float:
         layout = torch.channels_last if form.channels_last else torch.contiguous_format
         net = nn.Sequential(
-            *(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.MaxPool2d(2), nn.ReLU()),
-            *(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.MaxPool2d(2), nn.ReLU()),
+            *(nn.Conv2d(i, j, 3, padding=1), nn.BatchNorm2d(j), nn.MaxPool2d(2), nn.ReLU()),
+            *(nn.Conv2d(j, k, 3, padding=1), nn.BatchNorm2d(k), nn.MaxPool2d(2), nn.ReLU()),
         ).to(device, memory_format=layout)
-        images = torch.rand(128, 16, 28, 28, device=device).to(memory_format=layout)
+        batch = torch.rand(images, i, 28, 28, device=device).to(memory_format=layout)
         use_bfloat16 = form.precision == "bfloat16"
 
         def step() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-                loss = net(images).float().square().mean()
+                loss = net(batch).float().square().mean()
             loss.backward()
 
         return seconds_per_call(step, device)
 
     forms = [NumberFormat(p, c) for p in ("float32", "bfloat16") for c in (False, True)]
     # The measurement must not shift a seeded run, and works inside no_grad and inference_mode.
-    with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+    forked = torch.random.fork_rng([device] if on_gpu else [])
+    with forked, torch.inference_mode(False), torch.enable_grad():
         return {form: step_seconds(form) for form in forms}
 
 

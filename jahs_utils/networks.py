@@ -52,6 +52,8 @@ class ConvNet(nn.Module):
     image can be halved.
     """
 
+    capturable = True  # its Python does the same in each step: see `fit`
+
     def __init__(
         self,
         channels: Sequence[int] = (16, 32, 64),
@@ -122,6 +124,8 @@ class WideResNet(nn.Module):
     of the groups' 16, 32 and 64 channels. kernels: the block's convolutions, (3, 3) for B(3,3).
     Raises ValueError for a depth that is not 6 N + 4, even kernels and sizes below 1.
     """
+
+    capturable = True
 
     def __init__(
         self,

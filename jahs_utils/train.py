@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jahs_utils.checks import number, one_of, positive, whole
+from jahs_utils.checks import number, one_of, positive, shown, whole
 from jahs_utils.data import ImageData
+from jahs_utils.data import augment as shift_and_flip
 from jahs_utils.data import mixup as mix
 from jahs_utils.device import NumberFormat, fastest_format
 from jahs_utils.networks import subsample_first
 from jahs_utils.progress import ProgressBar
 
 CHECK_EVERY = 50  # steps between looks at the loss: each look makes a GPU wait
-WARM_UP_STEPS = 3  # before a CUDA graph is captured
+EAGER_STEPS = 20  # before a CUDA graph is captured, which costs about as much as they do
 
 
 # --- schedules: (share of the budget used, epochs done) -> factor of the learning rate ------------
@@ -123,7 +125,7 @@ class Training:
 
 
 class Callback:
-    """Base of callbacks; override what you need."""
+    """Base of callbacks; override what you need: a hook that nobody overrides costs nothing."""
 
     def on_start(self, training: Training) -> None:
         """Before the first step."""
@@ -166,7 +168,7 @@ def fit(
     seed: int = 0,
     number_format: NumberFormat | None = None,
     evaluate_every: int | None = 1,
-    capture: bool = False,
+    capture: bool | None = None,
 ) -> History:
     """Train `model` in place on `data.train_*`, evaluating on `data.test_*`.
 
@@ -174,20 +176,31 @@ def fit(
     used up ends it. Each epoch visits the images in a new order, in whole batches: fewer than a
     batch of images are left out of it. augment: maps a uint8 batch to another. loss: for networks
     that need another than cross-entropy. evaluate_every: epochs between evaluations, None for
-    only the last. capture: replay the step as a CUDA graph, captured again when parameters
-    change. Parameters that callbacks grow keep their optimizer state.
+    only the last. capture: replay the step as a CUDA graph, for a network whose Python does the
+    same in each step; None: on a GPU, if the network is `capturable` (those of
+    `jahs_utils.networks` are) and its optimizer, loss and augmentation are ours. Parameters that
+    callbacks grow keep their optimizer state.
     Raises ValueError for settings that cannot be; a loss that is not finite or memory that runs
     out ends the training with the reason in `History.stopped`.
     """
-    budget = Budget(epochs, steps, seconds, len(data.train_labels), batch_size)
+    limits = {"epochs": epochs, "steps": steps, "seconds": seconds}
+    budget = _Budget(limits, len(data.train_labels), batch_size)
     if callable(schedule):
         factor_of = schedule
     else:
         factor_of = SCHEDULES[one_of(schedule, SCHEDULES, "schedule")]
-    check_settings(lr, momentum, weight_decay, evaluate_every, seed)
+    positive(lr, "lr")
+    number(momentum, "momentum", 0, 1)
+    number(weight_decay, "weight_decay", 0)
     number(mixup, "mixup", 0)
+    whole(1 if evaluate_every is None else evaluate_every, "evaluate_every")
+    whole(seed, "seed", 0, 2**64 - 1)
     device = data.device
-    if capture and device.type != "cuda":
+    if capture is None:
+        ours = isinstance(optimizer, str) and loss is classification_loss
+        ours = ours and getattr(augment, "func", augment) in (None, shift_and_flip)
+        capture = ours and getattr(model, "capturable", False) and _can_capture(device)
+    elif capture and not _can_capture(device):
         raise ValueError(f"capture=True needs a CUDA device, the data is on {device}")
     form = number_format or fastest_format(device)
     model.to(device, memory_format=_layout(form)).train()
@@ -208,12 +221,17 @@ def fit(
 
         def call_back(hook: str) -> None:
             nonlocal run_step, known
-            if not callbacks:
+            idle = getattr(Callback, hook)
+            calls = [getattr(callback, hook) for callback in callbacks]
+            calls = [call for call in calls if getattr(call, "__func__", call) is not idle]
+            if not calls:  # pausing the clock makes a GPU wait
                 return
             clock.pause()
-            for callback in callbacks:
-                getattr(callback, hook)(state)
+            for call in calls:
+                call(state)
             if _changed(known, model):
+                # Before the state is carried: a parameter and its momentum share one layout.
+                model.to(device, memory_format=_layout(form))
                 carry_optimizer_state(state.optimizer, known, model)
                 known = list(model.parameters())
                 subsample_first(model)
@@ -259,17 +277,6 @@ def fit(
     return History(pd.DataFrame(state.rows, columns=columns), state.stopped, form)
 
 
-def check_settings(
-    lr: float, momentum: float, weight_decay: float, evaluate_every: int | None, seed: int
-) -> None:
-    """Refuse settings of an optimizer and of a training that cannot be."""
-    positive(lr, "lr")
-    number(momentum, "momentum", 0, 1)
-    number(weight_decay, "weight_decay", 0)
-    whole(1 if evaluate_every is None else evaluate_every, "evaluate_every")
-    whole(seed, "seed", 0, 2**64 - 1)
-
-
 def evaluate(
     model: nn.Module,
     data: ImageData,
@@ -278,13 +285,16 @@ def evaluate(
     batch_size: int = 1000,
     number_format: NumberFormat | None = None,
 ) -> Evaluation:
-    """Loss and accuracy of `model` on a part ("test" or "train") of `data`, in evaluation mode."""
+    """Loss and accuracy of `model` on a part ("test" or "train") of `data`, in evaluation mode.
+
+    The parameters stay where and as they are in memory: a captured step may be writing to them.
+    """
     one_of(part, ("test", "train"), "part")
     whole(batch_size, "batch_size")
     images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
     form = number_format or fastest_format(data.device)
     was_training = model.training
-    model.to(data.device, memory_format=_layout(form)).eval()
+    model.to(data.device).eval()
     loss = torch.zeros((), device=data.device)
     correct = torch.zeros((), device=data.device, dtype=torch.int64)
     with torch.inference_mode(), _autocast(data.device, form):
@@ -296,19 +306,11 @@ def evaluate(
     return Evaluation(float(loss) / len(labels), int(correct) / len(labels))
 
 
-class Budget:
-    """When a training ends: after `epochs`, `steps` or `seconds`, whichever comes first."""
+class _Budget:
+    """When a training ends: at a limit of epochs, steps or seconds, whichever comes first."""
 
-    def __init__(
-        self,
-        epochs: float | None,
-        steps: int | None,
-        seconds: float | None,
-        images: int,
-        batch_size: int,
-    ) -> None:
-        given = {"epochs": epochs, "steps": steps, "seconds": seconds}
-        self.limits = {k: positive(v, k) for k, v in given.items() if v is not None}
+    def __init__(self, limits: dict[str, float | None], images: int, batch_size: int) -> None:
+        self.limits = {k: positive(v, k) for k, v in limits.items() if v is not None}
         whole(self.limits.get("steps", 1), "steps")
         if not self.limits:
             raise ValueError("fit needs a budget: give epochs, steps or seconds")
@@ -438,22 +440,31 @@ class _Step:
 class _CapturedStep(_Step):
     """The same step as a CUDA graph: launched once instead of kernel by kernel.
 
-    The first steps run as usual on a side stream (a graph needs warmed-up libraries and existing
-    optimizer state); then one is captured and replayed with new indices and learning rate.
+    Steps run as usual on a side stream (a graph needs warmed-up libraries and existing optimizer
+    state); then one is captured and replayed with new indices and learning rate. A graph keeps
+    the addresses and the Python numbers it was captured with: when one of them changes, steps run
+    as usual again until the next is captured.
     """
 
     def __init__(self, *settings: Any) -> None:
         super().__init__(*settings)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.device, self.runs = self.state.data.device, 0
+        self.device, self.frozen = self.state.data.device, None
         self.stream = torch.cuda.Stream(self.device)
         for group in self.state.optimizer.param_groups:
+            if not group.get("capturable", group.get("fused")):
+                raise ValueError(
+                    "capture=True needs an optimizer made with capturable=True (SGD: fused=True), "
+                    f"got {shown(self.state.optimizer)}"
+                )
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(self.device)
 
     def __call__(self, batch: Tensor) -> Tensor:
         for group in self.state.optimizer.param_groups:
             group["lr"].fill_(self.state.lr)
-        if self.runs < WARM_UP_STEPS:
+        frozen = _frozen(self.state)
+        if frozen != self.frozen:
+            self.frozen, self.runs, self.graph = frozen, 0, None
+        if self.runs < EAGER_STEPS:
             self.runs += 1
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self.stream):
@@ -468,6 +479,19 @@ class _CapturedStep(_Step):
         self.batch.copy_(batch)
         self.graph.replay()
         return self.captured_loss
+
+
+def _frozen(state: Training) -> tuple[list[int], list[tuple[str, float]]]:
+    """What a CUDA graph of a step keeps: addresses, and the numbers of modules and optimizer."""
+    tensors = itertools.chain(state.model.parameters(), state.model.buffers())
+    owners = [*map(vars, state.model.modules()), *state.optimizer.param_groups]
+    values = (entry for owner in owners for entry in owner.items())
+    numbers = [(name, value) for name, value in values if isinstance(value, int | float)]
+    return [tensor.data_ptr() for tensor in tensors], numbers
+
+
+def _can_capture(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 # --- small helpers --------------------------------------------------------------------------------
@@ -518,8 +542,8 @@ def _make_optimizer(
             parameters, lr, momentum, 0.0, weight_decay, nesterov=momentum > 0, fused=True
         )
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
-    on_gpu = bool(parameters) and parameters[0].is_cuda
-    return kind(parameters, lr, weight_decay=weight_decay, fused=True, capturable=on_gpu)
+    capturable = bool(parameters) and _can_capture(parameters[0].device)
+    return kind(parameters, lr, weight_decay=weight_decay, fused=True, capturable=capturable)
 
 
 def _record(
@@ -551,8 +575,12 @@ def _not_finite(state: Training) -> str:
     return f"loss not finite by step {state.step} (lr {state.lr:.3g}): lower the learning rate"
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out; where a capture failed, its own error hides that one."""
+    if error is None:
+        return False
+    named = any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+    return named or _out_of_memory(error.__context__)
 
 
 def _layout(form: NumberFormat) -> torch.memory_format:
@@ -570,7 +598,8 @@ def _autocast(device: torch.device, form: NumberFormat) -> torch.autocast:
 @contextmanager
 def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch for the block and restore its generators after; cuDNN without its lottery."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.backends.cudnn.flags(deterministic=True):
+    devices, cudnn = [device] if device.type == "cuda" else [], torch.backends.cudnn
+    same = {"enabled": cudnn.enabled, "allow_tf32": cudnn.allow_tf32}  # `flags` has other defaults
+    with torch.random.fork_rng(devices), cudnn.flags(deterministic=True, **same):
         torch.manual_seed(seed)
         yield

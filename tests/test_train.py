@@ -3,7 +3,10 @@
 import copy
 import math
 import time
+from contextlib import contextmanager
+from functools import partial
 
+import cuda_graphs
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from jahs_utils.data import load
+from jahs_utils import train as train_module
+from jahs_utils.data import augment, load
 from jahs_utils.device import NumberFormat
 from jahs_utils.networks import ConvNet
 from jahs_utils.train import (
@@ -690,57 +694,251 @@ def test_carrying_state_frees_the_old_parameter():
     assert not hasattr(new, "grown_from")
 
 
-# --- captured steps, on a GPU ---------------------------------------------------------------------
+# --- one layout for a parameter, its momentum and what is captured --------------------------------
+
+FORMATS = [NumberFormat(p, c) for p in ("float32", "bfloat16") for c in (False, True)]
+
+
+def grow_convolutions(model: ConvNet) -> None:
+    """Eight more channels between the two convolutions."""
+    first, second = model.layers
+    more = len(first.conv.weight) + 8
+    for module, name, shape in (
+        (first.conv, "weight", (more, *first.conv.weight.shape[1:])),
+        (first.norm, "weight", (more,)),
+        (first.norm, "bias", (more,)),
+        (second.conv, "weight", (len(second.conv.weight), more, 3, 3)),
+    ):
+        old = getattr(module, name).detach().cpu()
+        replace_parameter(module, name, grown(old, shape, 0.05).to(next(model.parameters()).device))
+    for name, fill in (("running_mean", 0.0), ("running_var", 1.0)):
+        old = getattr(first.norm, name)
+        setattr(first.norm, name, grown(old.cpu(), (more,), fill).to(old.device))
+
+
+def grow_convolutions_at(*steps: int) -> Call:
+    return Call(lambda t: grow_convolutions(t.model) if t.step in steps else None)
+
+
+def network(seed: int = 0) -> ConvNet:
+    torch.manual_seed(seed)
+    return ConvNet((8, 16), (), 1, 10, 8)
+
+
+def test_growth_and_evaluation_each_epoch_train_alike_in_both_layouts(digits):
+    models = network(), network()
+    for model, channels_last in zip(models, (False, True)):
+        form = NumberFormat("float32", channels_last)
+        grow_twice = grow_convolutions_at(4, 9)
+        train(model, digits, epochs=4, number_format=form, lr=0.05, callbacks=[grow_twice])
+    for p, q in zip(*map(weights, models)):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+
+
+def test_a_parameter_and_its_momentum_have_one_layout_after_growth(digits):
+    strides = []
+
+    def look(training):
+        for p in training.model.parameters():
+            strides.append((p.stride(), training.optimizer.state[p]["momentum_buffer"].stride()))
+
+    form = NumberFormat("float32", True)
+    watch = [Call(look), grow_convolutions_at(4)]
+    train(network(), digits, epochs=2, number_format=form, callbacks=watch)
+    assert all(first == second for first, second in strides)
+
+
+def test_evaluation_leaves_the_parameters_where_and_as_they_are(digits):
+    model = network()
+    before = [(p.data_ptr(), p.stride()) for p in model.parameters()]
+    evaluate(model, digits, number_format=NumberFormat("float32", True))
+    assert [(p.data_ptr(), p.stride()) for p in model.parameters()] == before
+
+
+# --- cuDNN and hooks ------------------------------------------------------------------------------
+
+
+def test_cudnn_computes_each_step_in_float32_and_the_same_way_each_time(digits):
+    cudnn, seen = torch.backends.cudnn, []
+
+    def look(model, images, labels):
+        seen.append((cudnn.enabled, cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32))
+        return F.cross_entropy(model(images), labels)
+
+    train(small_net(), digits, loss=look)
+    assert {*seen} == {(True, True, False, False)}
+    assert not cudnn.deterministic
+
+
+@pytest.mark.parametrize(("hook", "pauses"), [("on_start", 1), ("on_step", 18), ("on_epoch", 3)])
+def test_only_a_hook_that_is_overridden_stops_the_clock(hook, pauses, digits, monkeypatch):
+    waits = []
+    monkeypatch.setattr(train_module._Clock, "_wait", lambda clock: waits.append(None))
+    train(small_net(), digits, epochs=3)
+    without = len(waits)
+    callback = type("One", (Callback,), {hook: lambda self, training: None})()
+    train(small_net(), digits, epochs=3, callbacks=[Callback(), callback])
+    # Before the first step and after an epoch the clock stands already.
+    assert len(waits) - 2 * without == (pauses if hook == "on_step" else 0)
+
+
+# --- captured steps -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["simulated", pytest.param("cuda", marks=needs_cuda)])
+def captured(request, monkeypatch):
+    """Digits where steps can be captured, after three eager ones."""
+    monkeypatch.setattr(train_module, "EAGER_STEPS", 3)
+    if request.param == "simulated":
+        cuda_graphs.simulate(monkeypatch)
+    return load("digits", device="cpu" if request.param == "simulated" else "cuda", subset=200)
 
 
 @pytest.fixture
-def digits_on_gpu():
-    return load("digits", device="cuda", subset=200)
+def simulated(monkeypatch, digits):
+    cuda_graphs.simulate(monkeypatch)
+    monkeypatch.setattr(train_module, "EAGER_STEPS", 3)
+    return digits
 
 
-@needs_cuda
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_a_captured_step_is_the_eager_one(name, digits_on_gpu):
-    eager, captured = small_net(), small_net()
-    arguments = {"epochs": 3, "lr": 0.01, "optimizer": name}
-    train(eager, digits_on_gpu, **arguments)
-    train(captured, digits_on_gpu, capture=True, **arguments)
-    for p, q in zip(weights(eager), weights(captured)):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+def check_captured_is_eager(data, make=network, **settings) -> None:
+    callbacks = settings.pop("callbacks", lambda: [])
+    settings = {"epochs": 3, "lr": 0.01} | settings
+    models, histories = (make(), make()), []
+    for model, capture in zip(models, (False, True)):
+        own = settings | {"callbacks": callbacks(), "capture": capture}
+        histories.append(train(model, data, **own))
+    bfloat16 = histories[0].number_format.precision == "bfloat16"
+    tolerance = {"rtol": 2e-2, "atol": 2e-3} if bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    for (name, p), q in zip(models[0].state_dict().items(), models[1].state_dict().values()):
+        torch.testing.assert_close(p, q, **tolerance, msg=lambda text, name=name: name + text)
+    losses = [history.frame.train_loss for history in histories]
+    np.testing.assert_allclose(*losses, rtol=1e-2 if bfloat16 else 1e-4)
 
 
-@needs_cuda
-def test_a_step_is_captured_again_after_growth(digits_on_gpu):
-    def grow_on_gpu(training):
-        if training.step == 8:
-            for path, shape in SHAPES.items():
-                layer, name = path.split(".")
-                module = training.model[int(layer)]
-                value = grown(getattr(module, name).detach().cpu(), shape, 0.01)
-                replace_parameter(module, name, value.cuda())
-
-    eager, captured = two_layers(), two_layers()
-    for model, capture in ((eager, False), (captured, True)):
-        train(model, digits_on_gpu, epochs=3, capture=capture, callbacks=[Call(grow_on_gpu)])
-    for p, q in zip(weights(eager), weights(captured)):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+def test_a_captured_training_really_replays(simulated):
+    train(network(), simulated, epochs=3, capture=True)
+    assert cuda_graphs.Graph.made == 1
 
 
-@needs_cuda
-def test_augmentation_is_drawn_anew_in_every_captured_step(digits_on_gpu):
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_captured_step_is_the_eager_one(name, form, captured):
+    check_captured_is_eager(captured, optimizer=name, number_format=form)
+
+
+def test_a_captured_step_draws_augmentation_and_mixtures_as_the_eager_one(captured):
+    check_captured_is_eager(captured, augment=partial(augment, crop=1, cutout=2), mixup=0.4)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_a_step_is_captured_again_after_growth_with_evaluations_between(form, captured):
+    growth = partial(grow_convolutions_at, 5, 11)  # the second within three steps of an evaluation
+    check_captured_is_eager(captured, callbacks=lambda: [growth()], number_format=form, epochs=4)
+
+
+def test_a_captured_training_repeats_bit_for_bit(captured):
+    first, second = network(), network()
+    for model in (first, second):
+        train(model, captured, epochs=3, capture=True, mixup=0.4, augment=augment)
+    assert same(first, second)
+
+
+class Scaled(nn.Module):
+    """A network with a number that Python computes with, as a temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.scale = network(), 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.net(x)
+
+
+@pytest.mark.parametrize("steps", [(7,), range(18)], ids=["once", "in each step"])
+def test_a_number_that_a_callback_changes_is_not_frozen_in_a_graph(steps, captured):
+    def change(training):
+        if training.step in steps:
+            training.model.scale *= 0.8
+
+    check_captured_is_eager(captured, Scaled, callbacks=lambda: [Call(change)])
+
+
+def test_a_parameter_that_moves_in_memory_is_not_left_behind_by_a_graph(captured):
+    def move(training):
+        if training.step == 7:
+            for p in training.model.parameters():
+                p.data = p.data.clone()
+
+    check_captured_is_eager(captured, callbacks=lambda: [Call(move)])
+
+
+def test_what_grows_again_and_again_is_hardly_captured(simulated):
+    growth = grow_convolutions_at(*range(2, 18, 2))
+    train(network(), simulated, epochs=4, capture=True, callbacks=[growth])
+    assert cuda_graphs.Graph.made == 1  # after the last growth
+
+
+def test_augmentation_is_drawn_anew_in_every_captured_step(captured):
     def random_pixels(images):
         return torch.randint_like(images, 256)
 
     seen = []
-    train(
-        small_net(),
-        digits_on_gpu,
-        steps=8,
-        capture=True,
-        augment=random_pixels,
-        callbacks=[Call(lambda t: seen.append(t.images.sum().item()))],
-    )
+    look = Call(lambda t: seen.append(t.images.sum().item()))
+    train(network(), captured, steps=8, capture=True, augment=random_pixels, callbacks=[look])
     assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "graphs"),
+    [
+        ({}, 1),
+        ({"augment": partial(augment, crop=1), "mixup": 0.4, "optimizer": "adamw"}, 1),
+        ({"capture": False}, 0),
+        ({"augment": noise}, 0),
+        ({"loss": lambda model, images, labels: F.cross_entropy(model(images), labels)}, 0),
+        ({"optimizer": lambda ps: torch.optim.SGD(ps, 0.1, fused=True)}, 0),
+    ],
+    ids=["plain", "ours", "not wanted", "augmentation", "loss", "optimizer"],
+)
+def test_a_step_is_captured_unasked_where_all_of_it_is_known(settings, graphs, simulated):
+    train(network(), simulated, **settings)
+    assert cuda_graphs.Graph.made == graphs
+
+
+def test_an_unknown_network_is_not_captured_unasked(simulated):
+    train(two_layers(), simulated)
+    assert cuda_graphs.Graph.made == 0
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda ps: torch.optim.Adam(ps, lr=0.01, betas=(0.5, 0.999)),  # as chapter 05 makes it
+        lambda ps: torch.optim.SGD(ps, lr=0.01),
+    ],
+    ids=["Adam", "SGD"],
+)
+def test_an_optimizer_that_no_graph_holds_is_one_line(optimizer, captured):
+    wanted = r"^capture=True needs an optimizer made with capturable=True [^\n]*$"
+    with pytest.raises(ValueError, match=wanted):
+        train(network(), captured, capture=True, optimizer=optimizer)
+
+
+def test_memory_that_runs_out_in_a_capture_ends_the_training_with_the_reason(
+    simulated, monkeypatch
+):
+    @contextmanager
+    def fail(graph, stream):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        finally:  # what leaving the capture makes of it
+            raise RuntimeError("CUDA error: operation failed due to a previous error")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    history = train(network(), simulated, capture=True)
+    assert history.stopped.startswith("out of memory at step 4: reduce batch_size (32)")
 
 
 # --- progress -------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from ConfigSpace import ConfigurationSpace
 from jahs_utils import load
 from jahs_utils.device import NumberFormat
 from jahs_utils.networks import ConvNet
-from jahs_utils.populations import Member
 from jahs_utils.search import Evaluator
 
 DIGITS = load("digits", device="cpu", subset=100)
@@ -114,22 +113,6 @@ CASES = {
         {"values": [1, 2], "scale": -100, "digits": 0},
         {"values": [], "scale": NO_NUMBER, "digits": NOT_NEGATIVE_COUNT},
     ),
-    "populations.fit_population": (
-        {
-            "build": small,
-            "members": [Member(DIGITS, 0.1, 0)],
-            "epochs": 1,
-            "mode": "together",
-            "batch_size": 50,
-        },
-        changed(
-            members=[
-                [],
-                *([Member(DIGITS, lr, 0)] for lr in POSITIVE),
-                *([Member(DIGITS, 0.1, seed)] for seed in SEED),
-            ]
-        ),
-    ),
     "record.deadline_of": ({"limit_seconds": 0}, {"limit_seconds": or_none(NOT_NEGATIVE)}),
     "record.open_lanes": ({"workers": 1, "scheduler": None}, {"workers": or_none(COUNT)}),
     "search.Evaluator": (
@@ -174,29 +157,13 @@ CASES = {
         ),
     ),
     "train.evaluate": ({"model": small(), "data": DIGITS}, {"batch_size": COUNT}),
-    "train.Budget": (
-        {"epochs": 1, "steps": None, "seconds": None, "images": 100, "batch_size": 10},
-        {
-            "epochs": POSITIVE,
-            "steps": or_none(COUNT),
-            "seconds": or_none(POSITIVE),
-            "images": COUNT,
-            "batch_size": [*COUNT, 101],
-        },
-    ),
 }
-CASES["train.check_settings"] = (
-    {"lr": 0.1, "momentum": 0.9, "weight_decay": 0, "evaluate_every": None, "seed": 0},
-    {name: CASES["train.fit"][1][name] for name in ("lr", "momentum", "weight_decay", "seed")}
-    | {"evaluate_every": or_none(COUNT)},
-)
 
 OF_ROWS = "of recorded rows, where nan stands for what is missing"
 IN_EVERY_STEP = "called in every training step"
 EXEMPT = {
     "train.constant": IN_EVERY_STEP,
     "train.cosine": IN_EVERY_STEP,
-    "train.Budget.used": IN_EVERY_STEP,
     "checks.number": "it is the check",
     "checks.positive": "it is the check",
     "checks.whole": "it is the check",
