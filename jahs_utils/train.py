@@ -158,6 +158,7 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     batch_size: int = 128,
+    drop_last: bool = True,
     augment: Callable[[Tensor], Tensor] | None = None,
     mixup: float = 0.0,
     loss: Loss = classification_loss,
@@ -171,14 +172,18 @@ def fit(
 
     Budget: `epochs`, `steps` or `seconds` of training (forward, backward, step); the first to be
     used up ends it. Each epoch visits the images in a new order, in whole batches: fewer than a
-    batch of images are left out of it. augment: maps a uint8 batch to another. loss: for networks
-    that need another than cross-entropy. evaluate_every: epochs between evaluations, None for
-    only the last. capture: replay the step as a CUDA graph, captured again when parameters
-    change. Parameters that callbacks grow keep their optimizer state.
+    batch of images are left out of it, unless drop_last is False. augment: maps a uint8 batch to
+    another. loss: for networks that need another than cross-entropy. evaluate_every: epochs
+    between evaluations, None for only the last. capture: replay the step as a CUDA graph, captured
+    again when parameters change. Parameters that callbacks grow keep their optimizer state.
     Raises ValueError for settings that cannot be; a loss that is not finite or memory that runs
     out ends the training with the reason in `History.stopped`.
     """
     budget = Budget(epochs, steps, seconds, len(data.train_labels), batch_size)
+    if not drop_last:
+        budget.steps_per_epoch = math.ceil(len(data.train_labels) / batch_size)
+        if capture:
+            raise ValueError("capture=True needs whole batches: leave drop_last as it is")
     if callable(schedule):
         factor_of = schedule
     else:
