@@ -161,6 +161,7 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     batch_size: int = 128,
+    drop_last: bool = True,
     augment: Callable[[Tensor], Tensor] | None = None,
     mixup: float = 0.0,
     loss: Loss = classification_loss,
@@ -174,9 +175,9 @@ def fit(
 
     Budget: `epochs`, `steps` or `seconds` of training (forward, backward, step); the first to be
     used up ends it. Each epoch visits the images in a new order, in whole batches: fewer than a
-    batch of images are left out of it. augment: maps a uint8 batch to another. loss: for networks
-    that need another than cross-entropy. evaluate_every: epochs between evaluations, None for
-    only the last. capture: replay the step as a CUDA graph, for a network whose Python does the
+    batch of images are left out of it, unless drop_last is False. augment: maps a uint8 batch to
+    another. loss: for networks that need another than cross-entropy. evaluate_every: epochs
+    between evaluations, None for only the last. capture: replay the step as a CUDA graph, for a network whose Python does the
     same in each step; None: on a GPU, if the network is `capturable` (those of
     `jahs_utils.networks` are) and its optimizer, loss and augmentation are ours. Parameters that
     callbacks grow keep their optimizer state.
@@ -185,6 +186,10 @@ def fit(
     """
     limits = {"epochs": epochs, "steps": steps, "seconds": seconds}
     budget = _Budget(limits, len(data.train_labels), batch_size)
+    if not drop_last:
+        budget.steps_per_epoch = math.ceil(len(data.train_labels) / batch_size)
+        if capture:
+            raise ValueError("capture=True needs whole batches: leave drop_last as it is")
     if callable(schedule):
         factor_of = schedule
     else:
@@ -199,7 +204,9 @@ def fit(
     if capture is None:
         ours = isinstance(optimizer, str) and loss is classification_loss
         ours = ours and getattr(augment, "func", augment) in (None, shift_and_flip)
-        capture = ours and getattr(model, "capturable", False) and _can_capture(device)
+        capture = (
+            ours and drop_last and getattr(model, "capturable", False) and _can_capture(device)
+        )
     elif capture and not _can_capture(device):
         raise ValueError(f"capture=True needs a CUDA device, the data is on {device}")
     form = number_format or fastest_format(device)
