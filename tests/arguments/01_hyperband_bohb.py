@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from bad_values import (
     COUNT,
+    LONG,
     NO_NUMBER,
     NOT_NEGATIVE,
     NOT_NEGATIVE_COUNT,
@@ -35,6 +36,7 @@ ROWS = pd.DataFrame(
     }
 )
 
+POINTS = [[value] for value in (math.nan, -math.inf, -1, "3", None, [1], LONG)] + [[2, 1], 5, None]
 FUNCTION = [None, 5, "loss", math.nan]
 SEVERAL = [[value] for value in POSITIVE] + [[1, math.nan], [9, 1], [1, 1], [1, "3", 9], 5, None]
 ETA = [*POSITIVE, 1, 0.5]
@@ -193,7 +195,7 @@ CASES = {
         {"evaluate": FUNCTION, "total": POSITIVE, "seed": BOHB_SEED}
         | {"min_budget": POSITIVE, "max_budget": POSITIVE},
     ),
-    "incumbents": ({"trials": [], "points": [0, 1]}, {"points": [[v] for v in NOT_NEGATIVE]}),
+    "incumbents": ({"trials": [], "points": [0, 1]}, {"points": POINTS}),
     "shake_drop": (
         {"residual": torch.zeros(2, 3, 4, 4), "keep": 0.5, "training": True},
         {"keep": SHARE},
