@@ -17,6 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from properties import SEEDS, few
 from scipy import stats
+from sklearn.model_selection import StratifiedKFold
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from test_grids import grids_of
 
@@ -1898,6 +1899,521 @@ def test_paces_of_one_seed_differ_only_in_pace(profile):
     for key in keys:
         pace = chapter.GrowTo(key["first"], key["last"], key["growth"], 78)
         assert pace.widths(78) == [16, 32, 64]
+
+
+# --- the author's protocol ------------------------------------------------------------------------
+
+AUTHOR = chapter.PROTOCOLS["author"]
+
+
+@st.composite
+def protocols(draw: st.DrawFn) -> Any:
+    order = draw(st.sampled_from(chapter.ORDERS))
+    statistics = draw(st.sampled_from(chapter.STATISTICS))
+    return chapter.make_protocol("author", order=order, statistics=statistics)
+
+
+def net_under(protocol: Any, channels: list, neurons: list, io: tuple, seed: int = 0) -> Any:
+    """A ProtocolNet whose BatchNorm and biases are not those of the start."""
+    torch.manual_seed(seed)
+    network = chapter.ProtocolNet(channels, neurons, *io, protocol=protocol)
+    with torch.no_grad():
+        for norm in [*(layer.norm for layer in network.layers), *network.norms]:
+            if not isinstance(norm, torch.nn.Identity):
+                norm.weight.uniform_(0.5, 2)
+                norm.bias.uniform_(-1, 1)
+    return network
+
+
+@st.composite
+def nets_under(draw: st.DrawFn) -> tuple:
+    """A network under some protocol after a batch of training, its images, and a layer."""
+    depth = draw(st.integers(1, 3))
+    side = draw(st.integers(2**depth, 13))
+    widths = st.integers(2, 7)
+    channels = draw(st.lists(widths, min_size=depth, max_size=depth))
+    neurons = draw(st.lists(widths, max_size=2))
+    io, seed = (draw(st.integers(1, 3)), draw(st.integers(2, 5)), side), draw(SEEDS)
+    network = net_under(draw(protocols()), channels, neurons, io, seed)
+    x = images_for({"io": io}, seed)
+    with torch.no_grad():
+        network.train()(x)
+    return network, x, draw(st.integers(0, len(channels + neurons) - 1))
+
+
+def test_the_authors_baseline_has_29_066_weights_by_his_count():
+    network = chapter.ProtocolNet([16, 32, 64], protocol=AUTHOR)
+    assert chapter.count_weights(network) == 29_066
+    assert count_parameters(network) == 29_066 + 2 * (16 + 32 + 64)
+    assert chapter.count_weights(chapter.ProtocolNet([8, 8, 8], protocol=AUTHOR)) == 1_978
+
+
+def test_the_authors_layer_is_convolution_with_bias_relu_batchnorm_pool():
+    network, x = net_under(AUTHOR, [3], [4], (2, 5, 8)), images_for({"io": (2, 5, 8)}, 1)
+    nn = torch.nn.functional
+    norm, fc_norm = network.layers[0].norm, network.norms[0]
+    conv, linear = network.layers[0].conv, network.hidden[0]
+    h = torch.relu(nn.conv2d(x, conv.weight, conv.bias, padding=1))
+    h = nn.batch_norm(h, None, None, norm.weight, norm.bias, training=True)
+    h = torch.relu(linear(nn.max_pool2d(h, 2).flatten(1)))
+    h = nn.batch_norm(h, None, None, fc_norm.weight, fc_norm.bias, training=True)
+    assert conv.bias is not None
+    for mode in (True, False):  # tests go by the statistics of their batch
+        assert_same(network.train(mode)(x), network.classifier(h))
+
+
+def test_a_test_batch_is_normalised_by_itself_and_nothing_is_remembered():
+    network, x = net_under(AUTHOR, [3], [], (1, 5, 4)).eval(), images_for({"io": (1, 5, 4)}, 1)
+    before = network(x)
+    network.train()(100 * x)
+    assert torch.equal(network.eval()(x), before)
+    assert not torch.allclose(network(x[:2]), before[:2])
+
+
+@given(protocols(), SEEDS)
+@few(10)
+def test_the_order_of_a_layers_parts_shows_in_its_output(protocol, seed):
+    network = net_under(protocol, [4], [3], (1, 5, 8), seed)
+    network.train()(images_for({"io": (1, 5, 8)}, seed))
+    negative = [bool((output < 0).any()) for output in network.outputs[1:]]
+    assert negative == [protocol.order == "ReLU first"] * 2
+
+
+@given(nets_under(), st.integers(1, 5))
+@few(80)
+def test_growth_under_any_protocol_does_not_change_what_a_network_computes(case, count):
+    network, x, layer = case
+    with torch.no_grad():
+        before = {mode: network.train(mode)(x) for mode in (True, False)}
+    h = chapter.activations(network, layer)
+    widths = network.widths
+    generator = torch.Generator().manual_seed(0)
+    chapter.grow_by_author(network, layer, h, count, "residual", generator)
+    prepared = list(network.outputs)
+    with torch.no_grad():
+        for mode in (False, True):
+            assert_same(network.train(mode)(x), before[mode], 1e-4)
+    widths[layer] += count
+    assert network.widths == widths
+    for now, then in zip(network.outputs, prepared, strict=True):
+        assert_same(now, then, 1e-4)
+
+
+@given(nets_under())
+@few(40)
+def test_new_entries_of_batchnorm_are_1_and_0_and_outgoing_weights_0(case):
+    network, _, layer = case
+    following = network.weighted[layer + 1].weight
+    inputs, old_biases = following.shape[1], network.weighted[layer].bias
+    new, bias = chapter.propose(network, layer, 3, torch.Generator().manual_seed(0))
+    chapter.add_proposed(network, layer, new, bias)
+    assert not network.weighted[layer + 1].weight[:, inputs:].any()
+    convolutions = len(network.layers)
+    norm = network.norms[layer - convolutions] if layer >= convolutions else None
+    norm = network.layers[layer].norm if norm is None else norm
+    if not isinstance(norm, torch.nn.Identity):
+        assert norm.weight[-3:].tolist() == [1] * 3
+        assert norm.bias[-3:].tolist() == [0] * 3
+    module = network.weighted[layer]
+    assert torch.equal(module.weight[-3:], new.weights)
+    assert (module.bias is None) == (bias is None)
+    if bias is not None:
+        assert torch.equal(module.bias, torch.cat([old_biases, bias]))
+
+
+def test_candidates_are_uniform_and_vary_as_the_old_weights():
+    old = torch.randn(8, 5, 3, 3) * 0.3
+    new = chapter.draw_uniform(old, 2000, torch.Generator().manual_seed(0))
+    assert new.shape == (2000, 5, 3, 3)
+    assert float(new.std()) == pytest.approx(float(old.std()), rel=1e-4)
+    assert float(new.abs().max()) == pytest.approx(math.sqrt(3) * float(old.std()), rel=0.02)
+
+
+def test_growth_takes_the_largest_residuals_of_100_candidates_more():
+    twin, network = (net_under(AUTHOR, [4, 4], [], (1, 5, 8)) for _ in range(2))
+    x = images_for({"io": (1, 5, 8)}, 1)
+    for one in (twin, network):
+        one.train()(x)
+    generator, again = (torch.Generator().manual_seed(5) for _ in range(2))
+    new, bias = chapter.propose(twin, 1, 103, generator)
+    h = chapter.activations(network, 1)
+    best = np.argsort(-numpy_residuals(h.numpy(), new.h.numpy()))[:3].tolist()
+    chapter.grow_by_author(network, 1, h, 3, "residual", again)
+    assert_same(network.layers[1].conv.weight[-3:], new.weights[best])
+    assert_same(network.layers[1].conv.bias[-3:], bias[best])
+
+
+def test_one_neuron_has_no_spread_to_draw_by():
+    with pytest.raises(ValueError, match="no spread to draw by"):
+        chapter.draw_uniform(torch.ones(1), 5, torch.Generator())
+
+
+# Smoothed r by step, what the layer wants at each, and what the hold-off passes on.
+RISING, FALLING = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("r", "wanted", "passed"),
+    [
+        (RISING, [2] * 6, [0, 0, 0, 2, 2, 2]),  # four values are needed
+        (FALLING, [2] * 6, [0] * 6),
+        ([0.5] * 5, [1] * 5, [0, 0, 0, 1, 1]),  # level is at the maximum
+        # free while nothing is wanted, so the first request passes though r falls; then bound
+        ([*RISING[:4], 0.3, 0.2, 0.1], [0, 0, 0, 0, 3, 3, 3], [0, 0, 0, 0, 3, 0, 0]),
+        # bound by a request that passed, until the next peak of four values
+        ([*RISING[:4], 0.3, 0.35, 0.39, 0.41], [1] * 8, [0, 0, 0, 1, 0, 0, 0, 1]),
+        # a peak of four values need not be one of all
+        ([0.9, 0.1, 0.2, 0.3, 0.4], [1] * 5, [0, 0, 0, 0, 1]),
+    ],
+)
+def test_the_hold_off_waits_for_a_peak_of_the_smoothed_r(r, wanted, passed):
+    hold_off = chapter.HoldOff()
+    assert [hold_off.pass_on(0, *step) for step in zip(r, wanted)] == passed
+
+
+def test_each_layer_has_a_hold_off_of_its_own():
+    hold_off = chapter.HoldOff()
+    for r in RISING[:3]:
+        hold_off.pass_on(0, r, 1)
+    assert hold_off.pass_on(1, 0.4, 1) == 0
+    assert hold_off.pass_on(0, 0.4, 1) == 1
+
+
+def test_the_authors_r_starts_at_q_and_takes_a_tenth_of_the_new():
+    rule, free = (chapter.HeldEffectiveRank(0.5, 0.2, hold_off=hold) for hold in (True, False))
+    h, r, asked = activations_of_erank(1, 10), 0.5, []
+    for step in range(1, 6):
+        r = 0.9 * r + 0.1
+        asked.append(rule(0, "conv", h, step))
+        assert free(0, "conv", h, step) == math.ceil((r - 0.5) * 10 - 1e-9)
+        assert rule.smooth_r[0] == pytest.approx(r)
+    assert asked == [0, 0, 0, 2, 3]  # r rises: at its maximum from the fourth value on
+    assert math.ceil((1 - 0.5 * 0.9**4 - 0.5) * 10) == 2
+    rule(1, "fc", h, 1)
+    assert rule.smooth_r[1] == pytest.approx(0.9 * 0.2 + 0.1)
+
+
+def test_the_target_of_the_authors_north_select_is_the_largest_relative_rank_so_far():
+    ranks = iter([4.0, 8.0, 8.0, 12.0, 6.0])
+    rule = chapter.RisingNorthSelect(lambda h: next(ranks), 0.5)
+    narrow, wide = torch.ones(1, 8), torch.ones(1, 16)
+    assert rule(0, "conv", narrow, 1) == 2  # 8 (1/2 - 0.5 * 1/2)
+    assert rule(0, "conv", narrow, 2) == 6  # 8 (1 - 0.5 * 1/2): the target before this step
+    assert rule(0, "conv", narrow, 3) == 4  # 8 (1 - 0.5 * 1)
+    assert rule(0, "conv", wide, 4) == 4  # 16 (3/4 - 0.5 * 1): it does not fall
+    assert rule(1, "conv", narrow, 4) == 3  # 8 (3/4 - 0.5 * 3/4): another layer
+
+
+def test_the_room_of_a_layer_is_its_share_of_the_weights_that_are_left():
+    network = chapter.ProtocolNet([8, 8, 8], protocol=AUTHOR)
+    assert chapter.count_weights(network) == 80 + 584 + 584 + 730
+    left = 30_000 - 1_978
+    assert chapter.room_by_share(network, 0, 30_000) == left * 8 // (80 + 584)
+    assert chapter.room_by_share(network, 2, 30_000) == left * 8 // (584 + 730)
+    assert chapter.room_by_share(network, 2, 1_979) == 0
+    assert chapter.room_by_share(network, 1, INF) == INF
+
+
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=3), st.integers(0, 20_000), st.data())
+@few(60)
+def test_what_the_estimated_room_allows_never_passes_the_limit(channels, room, data):
+    network = chapter.ProtocolNet(channels, [3], 1, 10, 8, protocol=AUTHOR)
+    limit = chapter.count_weights(network) + room
+    layer = data.draw(st.integers(0, len(channels)))
+    widths = network.widths
+    widths[layer] += chapter.room_by_share(network, layer, limit)
+    wider = chapter.ProtocolNet(widths[:-1], widths[-1:], 1, 10, 8, protocol=AUTHOR)
+    assert chapter.count_weights(wider) <= limit
+
+
+def small_under(channels: tuple = (4, 4), neurons: tuple = (4,), **changes: Any) -> Any:
+    torch.manual_seed(0)
+    protocol = chapter.make_protocol("author", **changes)
+    return protocol, chapter.ProtocolNet(channels, neurons, 1, 10, 8, protocol=protocol)
+
+
+def train_author(data: Any, *callbacks: Callback, steps: int, **settings_: Any) -> Any:
+    protocol, network = small_under()
+    how = {"lr": 0.01, "steps": steps, "callbacks": callbacks} | settings_
+    return network, chapter.fit_under(protocol, network, data, **how)
+
+
+def test_the_rule_sees_every_step_the_last_layer_first_and_layers_grow_at_every_tenth(digits):
+    calls = []
+
+    def rule(layer, kind, h, step):
+        calls.append((step, layer))
+        return 1
+
+    grow = chapter.GrowInTurn(rule)
+    train_author(digits, grow, steps=22)
+    assert calls == [(step, layer) for step in range(1, 23) for layer in (2, 1, 0)]
+    assert grow.trace == [(0, [4] * 3), (1, [5] * 3), (11, [6] * 3), (21, [7] * 3)]
+    calls.clear()
+    train_author(digits, chapter.GrowInTurn(rule, each_step=False), steps=12)
+    assert calls == [(step, layer) for step in (1, 11) for layer in (2, 1, 0)]
+
+
+def test_a_layer_grows_to_its_widest_at_most(digits):
+    grow = chapter.GrowInTurn(asks(9, 9, 9), widest=7, widest_fc=6)
+    network, _ = train_author(digits, grow, steps=2)
+    assert network.widths == [7, 7, 6]
+    assert grow.cut is None
+
+
+def test_the_limit_cuts_a_request_and_the_other_layers_may_grow_on(digits):
+    _, network = small_under()
+    room = chapter.count_weights(network) + 60  # for one neuron of the last layer, or of the first
+    grow = chapter.GrowInTurn(asks(1, 0, 50), limit=room)
+    network, _ = train_author(digits, grow, steps=2)
+    assert chapter.count_weights(network) <= room
+    assert grow.halted
+    assert grow.cut == 1
+    assert network.widths[2] > 4
+
+
+@pytest.mark.parametrize(("step", "share"), [(1, 1), (2, 0.7443), (11, 0.4821)])
+def test_the_first_step_of_a_weight_in_adam(step, share):
+    """Against torch's Adam, with a gradient that is zero until this step."""
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    adam = torch.optim.Adam([weight], 0.01, eps=1e-30)
+    for t in range(1, step + 1):
+        weight.grad = torch.full_like(weight, float(t == step))
+        adam.step()
+    assert chapter.adam_first_step(step) == pytest.approx(-weight.item() / 0.01)
+    assert chapter.adam_first_step(step) == pytest.approx(share, rel=1e-3)
+
+
+def test_a_late_weights_first_step_in_adam_is_about_three_rates():
+    assert chapter.adam_first_step(10_000) == pytest.approx(0.1 / math.sqrt(0.001), rel=1e-3)
+
+
+def test_new_weights_share_adams_step_count(digits):
+    """Outgoing weights are 0 when they come, so that they show their first step."""
+    seen = Watch(lambda training: training.model.classifier.weight.detach().clone())
+    grow = chapter.GrowInTurn(asks(0, 0, 3), every=5)
+    train_author(digits, grow, seen, steps=7)  # grown after steps 1 and 6
+    new = seen.seen[6][:, 7:10].abs()
+    assert not seen.seen[5][:, 7:].any()
+    moved = new[new > 1e-4]
+    assert len(moved) > 20
+    expected = torch.full_like(moved, 0.01 * chapter.adam_first_step(7))
+    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=0)
+
+
+def test_an_incomplete_batch_is_used(digits):
+    sizes = Watch(lambda training: len(training.labels))
+    _, history = train_author(digits, sizes, steps=7)
+    assert sizes.seen == [100, 100, 56, 100, 100, 56, 100]
+    assert history.frame["step"].tolist() == [3, 6, 7]
+    sizes.seen.clear()
+    train_author(digits, sizes, steps=1000, epochs=2)
+    assert sizes.seen == [100, 100, 56] * 2
+
+
+def test_a_captured_step_needs_whole_batches(digits):
+    with pytest.raises(ValueError, match="capture=True needs whole batches"):
+        fit(ConvNet([4], (), 1, 10, 8), digits, epochs=1, drop_last=False, capture=True)
+
+
+def test_the_papers_data_are_whole_batches():
+    for images in (60_000, 60_000 * 4 // 5, 60_000 * 2 // 3):
+        assert images % AUTHOR.batch_size == 0
+
+
+def test_pixels_are_from_0_to_1_and_nothing_else(digits):
+    pixels = chapter.prepare(digits, AUTHOR)
+    assert torch.equal(pixels.normalize(digits.train_images), digits.train_images.float() / 255)
+    assert chapter.prepare(digits, chapter.PROTOCOLS["book"]) is digits
+
+
+def test_test_images_come_in_batches_of_100_that_are_normalised_by_themselves(digits):
+    protocol, network = small_under()
+    found = chapter.accuracy_under(protocol, network, digits)
+    right = 0
+    for x, y in zip(digits.test_images.split(100), digits.test_labels.split(100)):
+        with torch.no_grad():
+            right += int((network.train()(x.float() / 255).argmax(1) == y).sum())
+    assert found == right / len(digits.test_labels)
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_the_authors_folds_are_those_of_scikit_learn(k, monkeypatch):
+    data, seen = load(MINI, device="cpu"), []
+    labels = data.train_labels.numpy()
+    split = StratifiedKFold(k, shuffle=True, random_state=42).split(labels, labels)
+
+    def watched(protocol, network, images, **how):
+        seen.append(images)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chapter, "fit_under", watched)
+    for fold, (train_part, held) in enumerate(split):
+        if k == 5:
+            with pytest.raises(KeyboardInterrupt):
+                chapter.train_under(**UNDER | {"fold": fold})
+        else:
+            seen.append(data.folds(3, 42)[fold])
+        assert torch.equal(seen[-1].train_images, data.train_images[train_part])
+        assert torch.equal(seen[-1].test_labels, data.train_labels[held])
+
+
+@given(SEEDS, st.integers(1, 6), st.integers(1, 9), st.floats(0.05, 2))
+@few(40)
+def test_the_authors_epsilon_rank_divides_by_images(seed, images, pixels, epsilon):
+    h = random_matrix(seed, images * pixels, 4)
+    sigma = svd(h) / math.sqrt(images)
+    assume(np.abs(sigma - epsilon).min() > 1e-6)
+    found = chapter.epsilon_rank_by_images(tensor(h), images, epsilon)
+    assert found == np.sum(sigma > epsilon)
+
+
+UNDER = {"data": MINI, "protocol": "author", "epochs": 0.3, "lr": 0.01, "seed": 1, "fold": 1}
+UNDER |= {"initial": [4, 4], "q": 0.5, "looks": 4}
+
+
+@pytest.fixture(scope="module")
+def under() -> dict:
+    return chapter.train_under(**UNDER)
+
+
+def test_a_training_under_the_authors_protocol_repeats_and_returns_json(under):
+    assert json.loads(json.dumps(under, allow_nan=False)) == under
+    assert lasting(chapter.train_under(**UNDER)) == lasting(under)
+    assert under["channels"] != [4, 4]
+    assert under["grown_steps"] == [0, 11]  # not at the first step, which the hold-off forbids
+    assert under["rank_steps"] == [1, 3, 6, 9, 12, 15]
+    assert len(under["eranks"]) == len(under["epsilon_ranks"]) == len(under["smooth_r"]) == 6
+    network = chapter.ProtocolNet(under["channels"], protocol=AUTHOR)
+    assert under["parameters"] == chapter.count_weights(network)
+    table = chapter.growth_table(pd.DataFrame([UNDER | under | {"epochs": 1}]))
+    assert table["width_1"][0] == under["channels"][0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"hold_off": False},
+        {"each_step": False},
+        {"optimizer": "sgd"},
+        {"order": "BatchNorm first"},
+        {"statistics": "running"},
+        {"pixels": "standardised"},
+        {"schedule": "cosine"},
+        {"batch_size": 128},
+        {"score": "normalised"},
+        {"smoothing": 0.5},
+        {"method": "north erank", "q": 1.0, "every": 1},
+        {"limit": 2_250},
+        {"fold": None},
+    ],
+    ids=str,
+)
+def test_each_setting_of_a_training_under_a_protocol_counts(under, changed):
+    found = chapter.train_under(**UNDER | changed)
+    assert found["stopped"] == "epochs"
+    assert lasting(found) != lasting(under)
+    if "limit" in changed:
+        assert found["halted"]
+        assert found["cut"] == 11
+        assert found["parameters"] <= 2_250
+
+
+def test_a_training_under_the_books_protocol_is_that_of_the_book():
+    key = UNDER | {"protocol": "book", "lr": 0.05, "q": 1.0, "fold": 0}
+    found = chapter.train_under(**key)
+    torch.manual_seed(1)
+    data = load(MINI).folds(5, 42)[0]
+    history = fit(ConvNet([4, 4]), data, epochs=0.3, lr=0.05, seed=1)
+    assert found["accuracy"] == history.final("eval_accuracy")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"protocol": "editor"}, "unknown protocol 'editor'"),
+        ({"order": "pool first"}, "unknown order 'pool first'"),
+        ({"method": "south"}, "unknown method 'south'"),
+        ({"fold": 5}, "fold must .* 5"),
+    ],
+)
+def test_a_training_under_a_protocol_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        chapter.train_under(**UNDER | wrong)
+
+
+def test_a_setting_that_no_protocol_has_is_refused():
+    with pytest.raises(ValueError, match="unknown setting of a protocol 'momentum'"):
+        chapter.make_protocol("author", momentum=0.5)
+
+
+def test_the_printed_incumbent_grows_within_its_limit_and_is_trained_again():
+    key = chapter.EXPERIMENTS["author_final"].keys("quick")[1]
+    found = chapter.train_final_under(**key | {"epochs": 0.25, "limit": 4_000})
+    assert json.loads(found["config"]) == chapter.BERG
+    assert len(found["channels"]) == 4
+    assert found["halted"]
+    assert found["parameters"] <= 4_000
+    assert 0 < found["retrained_accuracy"] < 1
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+SEARCH_UNDER = chapter.EXPERIMENTS["author_search"].keys("quick")[0]
+
+
+def test_a_search_under_the_authors_protocol_counts_what_it_refused(monkeypatch):
+    calls = []
+
+    def error(config, budget, **how):
+        calls.append((budget, how))
+        return 1.5 if len(calls) == 2 else config["learning_rate"]
+
+    monkeypatch.setattr(chapter, "cross_validated_error", error)
+    monkeypatch.setattr(chapter, "code_version", lambda function: "test")
+    found = chapter.search_under(**SEARCH_UNDER | {"trials": 6, "space": "static"})
+    assert found["refused"] == 1
+    assert found["budgets"].count(1) == 3
+    assert json.loads(found["incumbent"])["learning_rate"] == found["incumbent_error"]
+    assert calls[0][1]["folds"] == 2
+
+
+def test_a_search_under_the_authors_protocol_tries_the_papers_configurations():
+    keys = chapter.EXPERIMENTS["author_search"].keys("paper")
+    for key, configurations in zip(keys, (60, 171), strict=True):
+        trials = smac_search(
+            SPACES[key["space"]](),
+            lambda config, budget: config["learning_rate"],
+            **{name: key[name] for name in ("min_budget", "max_budget", "eta", "trials")},
+        )
+        assert len({json.dumps(t.config, sort_keys=True) for t in trials}) == configurations
+        assert {math.ceil(t.budget) for t in trials} == {4, 10}
+
+
+def test_the_error_of_a_search_is_the_mean_over_folds_and_large_networks_are_refused():
+    how = {"data": MINI, "protocol": "author", "folds": 2, "every": 1, "seed": 0}
+    config = {"learning_rate": 0.01, "conv_layers": 2, "fc_layers": 0}
+    config |= {"channels_1": 4, "channels_2": 4}
+    error = chapter.cross_validated_error(config, 0.3, **how, limit=30_000)
+    accuracies = []
+    for k, images in enumerate(load(MINI).folds(2, 42)):
+        torch.manual_seed(k)
+        network = chapter.ProtocolNet([4, 4], protocol=AUTHOR)
+        chapter.fit_under(AUTHOR, network, images, epochs=1, lr=0.01, seed=k)  # rounded up
+        accuracies.append(chapter.accuracy_under(AUTHOR, network, images))
+    assert error == pytest.approx(1 - np.mean(accuracies))
+    weights = chapter.count_weights(network)
+    assert chapter.cross_validated_error(config, 1, **how, limit=100) == weights / 100
+
+
+def test_the_paper_profile_has_the_papers_runs():
+    sweep = chapter.EXPERIMENTS["author_sweep"].keys("paper")
+    assert len(sweep) == 5 * (8 + 1 + 1)
+    thresholds = {key["q"] for key in sweep if key["initial"] == [8, 8, 8]}
+    assert thresholds == {0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0}
+    assert {(key["fold"], key["seed"]) for key in sweep} == {(k, k) for k in range(5)}
+    final = chapter.EXPERIMENTS["author_final"].keys("paper")
+    assert [key["arm"] for key in final].count("paper") == 10
+    assert {key["limit"] for key in final} == {30_000}
 
 
 # --- comparison -----------------------------------------------------------------------------------
