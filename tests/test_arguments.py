@@ -63,7 +63,9 @@ def numeric(function: Callable) -> set[str]:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # of some built-in base class
         return set()
-    return {p.name for p in parameters if re.search(r"\b(int|float)\b", str(p.annotation))}
+    # what a function takes is checked where it is called
+    texts = {p.name: re.sub(r"Callable\[\[.*?\]", "", str(p.annotation)) for p in parameters}
+    return {name for name, text in texts.items() if re.search(r"\b(int|float)\b", text)}
 
 
 def found(table: str) -> dict[str, Callable]:
