@@ -32,6 +32,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision
+from together import Together, loss_together
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -41,7 +42,6 @@ from jahs_utils.data import ImageData
 from jahs_utils.device import use_device
 from jahs_utils.experiments import Results, describe_row
 from jahs_utils.networks import ConvNet
-from together import Together, loss_together
 
 try:
     import lightning
