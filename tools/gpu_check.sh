@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Everything that some minutes of a GPU should be used for, in one command: the tests that need
-# CUDA, those of the training engine on the GPU, the speed benchmark's GPU column, and
-# `jahs record --profile gpu` for the time that is left. Ends with a table of what ran.
+# Everything that some minutes of a GPU should be used for, in one command. First what finds out
+# most (tools/gpu_check.py): cuDNN and step times; captured against eager; growth; five networks
+# together; the choice of a format; a quick unit of each chapter; four processes on one GPU. Then
+# the tests that need CUDA, the speed benchmark's GPU column, and `jahs record --profile gpu` for
+# the time that is left. Ends with a table of what ran. On a CPU: JAHS_DEVICE=cpu, at toy size.
 #
-#   tools/gpu_check.sh [--seconds 530] [--profile gpu] [--parts "cuda engine speed record"]
-#                      [--wheels DIR]
+#   tools/gpu_check.sh [--seconds 530] [--profile gpu] [--wheels DIR]
+#       [--parts "engine capture growth together formats units processes cuda speed record"]
 #
 # OUT (_build/gpu) gets one text per part, table.txt, and results.tar.gz with the rows: unpack it in
 # the checkout (tar -xzf) to have them on record. PYTHON names the interpreter (python3).
@@ -22,7 +24,7 @@
 
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
-seconds=530 profile=gpu parts="cuda engine speed record" wheels=
+seconds=530 profile=gpu parts="engine capture growth together formats units processes cuda speed record" wheels=
 while [ $# -gt 0 ]; do
     case $1 in
         --seconds) seconds=${2-} ;;
@@ -71,7 +73,7 @@ for what, names in needs.items():
             print(f"missing: {name}, needed for {what}: see the head of this script")
 PYTHON
 
-printf '%-8s %6s %8s  %s\n' part status seconds 'last line' >"$table"
+printf '%-9s %6s %8s  %s\n' part status seconds 'last line' >"$table"
 
 # run NAME LIMIT COMMAND...: the command within its limit and what is left of the whole
 run() {
@@ -80,7 +82,7 @@ run() {
     [[ " $parts " == *" $name "* ]] || return 0
     limit=$((limit < end - SECONDS ? limit : end - SECONDS))
     if [ "$limit" -lt 5 ]; then
-        printf '%-8s %6s %8s  %s\n' "$name" - 0 'no time left' >>"$table"
+        printf '%-9s %6s %8s  %s\n' "$name" - 0 'no time left' >>"$table"
         return 0
     fi
     echo "$name: at most $limit s, output in $out/$name.txt"
@@ -88,13 +90,20 @@ run() {
     status=$?
     last=$(grep -v '^[[:space:]]*$' "$out/$name.txt" | tail -n 1 | cut -c 1-90)
     [[ $status =~ ^(124|137)$ ]] && last="ended after $limit s: $last"
-    printf '%-8s %6s %8s  %s\n' "$name" $status $((SECONDS - begin)) "$last" >>"$table"
+    printf '%-9s %6s %8s  %s\n' "$name" $status $((SECONDS - begin)) "$last" >>"$table"
 }
 
 test="$python -m pytest -p no:cacheprovider --tb=short --continue-on-collection-errors"
-run cuda 70 $test -k "cuda or gpu" $(grep -liE "cuda" tests/test_*.py)
-run engine 80 $test -v tests/test_device.py tests/test_train.py tests/test_populations.py
-run speed 130 "$python" benchmarks/training.py --record --rounds 2 --share 0.5
+check="$python tools/gpu_check.py"
+run engine 60 $check engine
+run capture 60 $check capture
+run growth 25 $check growth
+run together 25 $check together
+run formats 20 $check formats
+run units 90 $check units --seconds 75
+run processes 50 $check processes
+run cuda 60 $test -k "cuda or gpu" $(grep -liE "cuda" tests/test_*.py)
+run speed 90 "$python" benchmarks/training.py --record --rounds 1 --share 0.3
 left=$((end - SECONDS - 10))
 run record $((left + 5)) "$python" -m jahs_utils.cli record --profile "$profile" --limit-seconds $((left > 0 ? left : 0))
 
