@@ -976,30 +976,3 @@ def test_no_bar_is_drawn_where_nobody_looks(digits, capfd, monkeypatch):
     monkeypatch.delenv("JAHS_PROGRESS")
     train(small_net(), digits)
     assert capfd.readouterr() == ("", "")
-
-
-class Functional(nn.Module):
-    """One convolution whose weight is a parameter of the module itself."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, 1, 3, 3))
-        self.threads: list[int] = []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.threads.append(torch.get_num_threads())
-        return F.conv2d(x, self.weight).mean((2, 3))[:, :10]
-
-
-@pytest.mark.parametrize(("channels", "threads"), [(16, 2), (12, 1)])
-def test_narrow_convolutions_are_computed_by_one_thread(channels, threads, digits):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        model = Functional(channels)
-        evaluate(model, digits, number_format=PLAIN)
-        train(model, digits, epochs=1)
-        assert {*model.threads} == {threads}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
