@@ -169,7 +169,7 @@ def fit(
     seed: int = 0,
     number_format: NumberFormat | None = None,
     evaluate_every: int | None = 1,
-    capture: bool | None = None,
+    capture: bool | None = False,
 ) -> History:
     """Train `model` in place on `data.train_*`, evaluating on `data.test_*`.
 
@@ -177,10 +177,10 @@ def fit(
     used up ends it. Each epoch visits the images in a new order, in whole batches: fewer than a
     batch of images are left out of it, unless drop_last is False. augment: maps a uint8 batch to
     another. loss: for networks that need another than cross-entropy. evaluate_every: epochs
-    between evaluations, None for only the last. capture: replay the step as a CUDA graph, for a network whose Python does the
-    same in each step; None: on a GPU, if the network is `capturable` (those of
-    `jahs_utils.networks` are) and its optimizer, loss and augmentation are ours. Parameters that
-    callbacks grow keep their optimizer state.
+    between evaluations, None for only the last. capture: replay the step as a CUDA graph, for a
+    network whose Python does the same in each step; None: on a GPU, if the network is `capturable`
+    (those of `jahs_utils.networks` are) and its optimizer, loss and augmentation are ours.
+    Parameters that callbacks grow keep their optimizer state.
     Raises ValueError for settings that cannot be; a loss that is not finite or memory that runs
     out ends the training with the reason in `History.stopped`.
     """

@@ -47,6 +47,15 @@ DRAWN = {"network": NET, "layer": 0, "count": 2, "generator": rng()}
 STATIC = {"learning_rate": 0.1, "conv_layers": 2, "fc_layers": 0, "channels_1": 2, "channels_2": 2}
 
 CASES = {
+    "adam_first_step": ({"step": 2}, {"step": COUNT, "beta_1": SHARE, "beta_2": SHARE}),
+    "epsilon_rank_by_images": (
+        {"h": MATRIX, "images": 4},
+        {"images": COUNT, "epsilon": POSITIVE},
+    ),
+    "room_by_share": (
+        {"network": NET, "layer": 0, "limit": 1000.0},
+        {"layer": LAYER, "limit": LIMIT},
+    ),
     "epsilon_rank": ({"h": MATRIX, "epsilon": 0.1}, {"epsilon": POSITIVE}),
     "neurons_to_add_epsilon": (
         {"rank": 3, "first_rank": 2, "n": 4, "n_first": 4},
