@@ -330,8 +330,9 @@ def run_experiment(
     that the recorded rows say would not end in time. retry_failed: compute failed rows again.
     Raises ValueError for a number out of range, ConnectionError for a cluster that goes away.
     """
+    here = whole(workers, "workers") == 1 and scheduler is None
     deadline, work = deadline_of(limit_seconds), Work(address, profile, retry_failed)
-    here, late = whole(workers, "workers") == 1 and scheduler is None, [*work.jobs]
+    late = [*work.jobs]
     report(f"{address} {profile}: {len(late)} rows to compute, {work.recorded} recorded")
     with contextlib.closing(Here() if here else open_lanes(workers, scheduler)) as lanes:
         run = Run(lanes, deadline, report)
