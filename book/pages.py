@@ -127,8 +127,8 @@ def _draw_headline(ax: Axes, claim: Finding, verdict: Verdict) -> None:
 def scoreboard_markdown() -> str:
     """All claims: a figure, counts by kind, then for each chapter its numbers and findings."""
     tally = counts()
-    rows = [(kind, *row) for kind, row in zip(tally.index, tally.to_numpy())]
-    parts = [_overview(), markdown(rows, ["", *tally])]
+    rows = [(verdict, *tally[verdict]) for verdict in tally]
+    parts = [_overview(), markdown(rows, ["verdict", *tally.index])]
     for chapter in chapter_names():
         if claims := judged(chapter):
             tally = collections.Counter(verdict.verdict for _, verdict in claims)
