@@ -93,7 +93,7 @@ def _official_files(
                     _download(root, folder, root / f"{name}.part", get)
         except (OSError, RuntimeError, ValueError) as error:
             searched = ", ".join(str(place) for place in [*data_roots(), SYSTEM_FOLDER])
-            reason = " ".join(str(error).split())[:160]
+            reason = " ".join(str(error).split())[:300]
             raise DataError(
                 f"cannot get {name!r}: not in {searched}, and the download failed ({reason}). Ways "
                 f"to get it: load it once with a network; or put {folder}/ with the official files "

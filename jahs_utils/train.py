@@ -587,6 +587,7 @@ def _out_of_memory(error: BaseException | None) -> bool:
     if error is None:
         return False
     named = any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+    named = named or isinstance(error, torch.OutOfMemoryError)
     return named or _out_of_memory(error.__context__)
 
 

@@ -64,7 +64,7 @@ def numeric(function: Callable) -> set[str]:
     except ValueError:  # of some built-in base class
         return set()
     # what a function takes is checked where it is called
-    texts = {p.name: re.sub(r"Callable\[\[.*?\]", "", str(p.annotation)) for p in parameters}
+    texts = {p.name: str(p.annotation).partition("Callable[")[0] for p in parameters}
     return {name for name, text in texts.items() if re.search(r"\b(int|float)\b", text)}
 
 
