@@ -3,10 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# On the stand-in site all hold; on the chapters themselves four do not yet: legibility on a phone
-# and in the dark, one kind of computed paragraph, and alternative texts where no image is.
-HOLDS := not alternative_text and not legible and not computed_sentence
-
 .PHONY: book test lint run lab clean
 
 book: $(READY)
@@ -16,7 +12,7 @@ test: $(READY) lint
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 	$(BIN)/jahs check
 	$(BIN)/jahs book --strict --set seed=1
-	JAHS_SITE=_build/html $(BIN)/python -m pytest tests/test_site.py -k '$(HOLDS)'
+	JAHS_SITE=_build/html $(BIN)/python -m pytest tests/test_site.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
