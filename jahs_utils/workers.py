@@ -190,7 +190,8 @@ class Cluster(Here):
 
         super().__init__()
         self.address, self._seen = address, time.monotonic()
-        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # one line is enough
+        for name in ("distributed", "distributed.client"):  # one line is enough
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._client = self._answer(Client, address)
         self._executor = self._client.get_executor(pure=False, retries=0)
 
